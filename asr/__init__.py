@@ -1,0 +1,1 @@
+"""Speech recognition with attention and CTC."""

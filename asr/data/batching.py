@@ -1,0 +1,120 @@
+"""Which utterances form which batch: by total duration, from buckets of like lengths, the same for the same seed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Lengths are jittered by this share before they are sorted, so that batches differ from epoch to epoch.
+_JITTER = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One utterance of a batch: its index, and the speed at which it is played (1 as recorded)."""
+
+    index: int
+    speed: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """One batch: its epoch, its position in that epoch, and its utterances."""
+
+    epoch: int
+    position: int
+    draws: list[Draw]
+
+
+class BucketSampler:
+    """Yields batches without end, epoch after epoch, from any starting point.
+
+    Nothing is remembered between batches: the plan of an epoch follows from the seed and its number, so a run that is
+    resumed in mid-epoch sees what it would have seen.
+
+    Args:
+        durations_s: Length of every utterance in seconds.
+        max_batch_s: Most seconds of a batch, padding included.
+        max_batch_size: Most utterances of a batch.
+        speeds: Speeds to draw from, evenly; `[1.0]` changes nothing.
+        seed: Any integer from 0.
+        start: Epoch and position of the first batch.
+
+    Raises:
+        ValueError: If an utterance alone, at the slowest speed, is longer than a batch may be.
+    """
+
+    def __init__(
+        self,
+        durations_s: Sequence[float],
+        *,
+        max_batch_s: float,
+        max_batch_size: int,
+        speeds: Sequence[float],
+        seed: int,
+        start: tuple[int, int] = (0, 0),
+    ) -> None:
+        if not durations_s:
+            raise ValueError("there are no utterances to make batches of")
+        longest = max(durations_s) / min(speeds)
+        if longest > max_batch_s:
+            raise ValueError(
+                f"the longest utterance lasts {longest:.1f} s at the slowest speed, more than loader.max_batch_s "
+                f"{max_batch_s:g}; raise it, or lower loader.max_duration_s"
+            )
+        self.durations_s = np.asarray(durations_s, dtype=np.float64)
+        self.max_batch_s = max_batch_s
+        self.max_batch_size = max_batch_size
+        self.speeds = np.asarray(speeds, dtype=np.float64)
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        epoch, position = self.start
+        while True:
+            yield from self.epoch(epoch)[position:]
+            epoch, position = epoch + 1, 0
+
+    def epoch(self, number: int) -> list[BatchPlan]:
+        """The batches of one epoch, in order; every utterance is in exactly one."""
+        random = np.random.default_rng((self.seed, number))
+        speeds = random.choice(self.speeds, size=len(self.durations_s))
+        lengths = self.durations_s / speeds
+        order = np.argsort(lengths * (1 + _JITTER * random.uniform(-1, 1, len(lengths))), kind="stable")
+        batches = self._cut(order, lengths)
+        return [
+            BatchPlan(number, position, [Draw(int(i), float(speeds[i])) for i in batches[which]])
+            for position, which in enumerate(random.permutation(len(batches)))
+        ]
+
+    def largest(self) -> BatchPlan:
+        """The batch that needs most memory: as many of the longest utterances, slowed down, as fit into one."""
+        slowest = float(self.speeds.min())
+        order = np.argsort(-self.durations_s, kind="stable")
+        batch = self._cut(order, self.durations_s / slowest)[0]
+        return BatchPlan(0, 0, [Draw(int(index), slowest) for index in batch])
+
+    def padding_share(self, number: int) -> float:
+        """Share of the seconds of an epoch that is padding, in [0, 1)."""
+        used = padded = 0.0
+        for plan in self.epoch(number):
+            lengths = [self.durations_s[draw.index] / draw.speed for draw in plan.draws]
+            used += sum(lengths)
+            padded += max(lengths) * len(lengths)
+        return 1 - used / padded
+
+    def _cut(self, order: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+        batches: list[list[int]] = []
+        longest = 0.0
+        for index in order.tolist():
+            longest = max(longest, lengths[index])
+            full = (
+                not batches
+                or len(batches[-1]) >= self.max_batch_size
+                or longest * (len(batches[-1]) + 1) > self.max_batch_s
+            )
+            if full:
+                batches.append([])
+                longest = lengths[index]
+            batches[-1].append(index)
+        return batches

@@ -1,0 +1,328 @@
+"""Utterances as batches of tensors: read, cached, augmented, padded."""
+
+# B utterances, S samples, U tokens
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from tqdm import tqdm
+
+from asr import audio
+from asr.augment import AugmentConfig, WaveAugment, speed
+from asr.data.batching import BatchPlan, BucketSampler
+from asr.data.manifest import Utterance
+from asr.losses import min_ctc_frames
+from asr.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class LoaderConfig:
+    """How utterances become batches.
+
+    Attributes:
+        max_batch_s: Most seconds of audio of a batch, padding included.
+        max_batch_size: Most utterances of a batch.
+        min_duration_s: Utterances shorter than this are unusable.
+        max_duration_s: Utterances longer than this are unusable.
+        unusable: What to do with utterances that are too short, too long, or have more tokens than CTC can put into
+            their frames: `stop` with their names, or `leave_out` of training and say how many.
+        cache_gb: The decoded audio is held in memory if it takes at most this many gigabytes (16 bits a sample).
+        num_workers: Processes that read and augment ahead of training; 0 does it in the training process.
+    """
+
+    max_batch_s: float = 120.0
+    max_batch_size: int = 256
+    min_duration_s: float = 0.1
+    max_duration_s: float = 40.0
+    unusable: str = "stop"
+    cache_gb: float = 4.0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.unusable not in ("stop", "leave_out"):
+            raise ValueError(f"loader.unusable is {self.unusable!r}; choose stop or leave_out")
+        if not 0 < self.min_duration_s < self.max_duration_s:
+            raise ValueError(
+                f"loader.min_duration_s {self.min_duration_s:g} and loader.max_duration_s {self.max_duration_s:g}: "
+                "the first must be above 0 and below the second"
+            )
+        if self.max_batch_s <= 0 or self.max_batch_size < 1:
+            raise ValueError(
+                f"loader.max_batch_s {self.max_batch_s:g} and max_batch_size {self.max_batch_size} must be positive"
+            )
+        if self.num_workers < 0 or self.cache_gb < 0:
+            raise ValueError(
+                f"loader.num_workers {self.num_workers} and loader.cache_gb {self.cache_gb:g} must not be negative"
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """A batch of utterances.
+
+    Attributes:
+        waveforms: (B, S) float32, zero beyond a length.
+        lengths: Samples, (B,) int64.
+        tokens: (B, U) int64, zero beyond a length.
+        token_lengths: (B,) int64.
+        num_tokens: Sum of `token_lengths`.
+        ids: Names of the utterances.
+        seed: Seed of what is drawn for this batch on the model's side.
+    """
+
+    waveforms: Tensor
+    lengths: Tensor
+    tokens: Tensor
+    token_lengths: Tensor
+    num_tokens: int
+    ids: list[str]
+    seed: int
+
+    def to(self, device: torch.device) -> Self:
+        """Returns the batch with its tensors on the device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Returns the batch in page-locked memory, which copies to a GPU while it computes."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(
+            self,
+            waveforms=change(self.waveforms),
+            lengths=change(self.lengths),
+            tokens=change(self.tokens),
+            token_lengths=change(self.token_lengths),
+        )
+
+
+class UtteranceDataset(Dataset[Batch]):
+    """Makes the batches that a plan asks for; the same plan gives the same batch.
+
+    Args:
+        utterances: What plans count from 0.
+        tokenizer: Turns their texts into tokens.
+        sample_rate: Of the waveforms, in Hz.
+        augment: Noise and reverberation, or None for the audio as it is. Speed is in the plan.
+        seed: Decides with epoch and utterance all that is drawn.
+        cache: Waveforms in memory, from `preload`, or None to read files every time.
+
+    Raises:
+        ValueError: If a text has a character that the tokenizer lacks; the utterance is named.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        *,
+        tokenizer: Tokenizer,
+        sample_rate: int,
+        augment: AugmentConfig | None,
+        seed: int,
+        cache: list[Tensor] | None = None,
+    ) -> None:
+        self.utterances = list(utterances)
+        self.tokens = encode_all(self.utterances, tokenizer)
+        self.sample_rate = sample_rate
+        self.augment = None if augment is None else WaveAugment(augment, sample_rate=sample_rate)
+        self.seed = seed
+        self.cache = cache
+
+    def __getitem__(self, plan: BatchPlan) -> Batch:
+        waveforms = [self._waveform(draw.index, draw.speed, plan.epoch) for draw in plan.draws]
+        tokens = [torch.tensor(self.tokens[draw.index], dtype=torch.int64) for draw in plan.draws]
+        return Batch(
+            waveforms=torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
+            lengths=torch.tensor([len(waveform) for waveform in waveforms]),
+            tokens=torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+            token_lengths=torch.tensor([len(each) for each in tokens]),
+            num_tokens=sum(len(each) for each in tokens),
+            ids=[self.utterances[draw.index].id for draw in plan.draws],
+            seed=stable_seed(self.seed, "batch", plan.epoch, plan.position),
+        )
+
+    def _waveform(self, index: int, factor: float, epoch: int) -> Tensor:
+        if self.cache is None:
+            waveform = load_utterance(self.utterances[index], sample_rate=self.sample_rate)
+        else:
+            waveform = self.cache[index].float() / _INT16_SCALE
+        if factor != 1.0:
+            waveform = speed(waveform, factor)
+        if self.augment is not None:
+            generator = torch.Generator().manual_seed(stable_seed(self.seed, "utterance", epoch, index))
+            waveform = self.augment(waveform, generator=generator)
+        return waveform
+
+
+_INT16_SCALE = 32768.0
+
+
+def load_utterance(utterance: Utterance, *, sample_rate: int) -> Tensor:
+    """Reads the waveform of an utterance, (S,) float32.
+
+    Raises:
+        AudioError: If it cannot be read; file and reason are named.
+    """
+    return audio.load(
+        utterance.audio, sample_rate=sample_rate, start_s=utterance.start_s or 0.0, end_s=utterance.end_s
+    )
+
+
+def encode_all(utterances: Sequence[Utterance], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of every text.
+
+    Raises:
+        ValueError: If a text has a character that the tokenizer lacks; the utterance is named.
+    """
+    encoded = []
+    for utterance in utterances:
+        try:
+            encoded.append(tokenizer.encode(utterance.text))
+        except ValueError as error:
+            raise ValueError(f"utterance {utterance.id}: {error}") from None
+    return encoded
+
+
+def preload(
+    utterances: Sequence[Utterance], *, sample_rate: int, max_gb: float, progress: bool = True
+) -> list[Tensor] | None:
+    """Decodes all audio into memory, 16 bits a sample, if it fits; in shared memory, so that workers see one copy.
+
+    Returns:
+        One int16 tensor (S,) an utterance, or None if they would take more than `max_gb` gigabytes.
+    """
+    estimate_gb = sum(utterance.duration_s for utterance in utterances) * sample_rate * 2 / 1e9
+    if estimate_gb > max_gb:
+        logger.info("audio is read from disk, memory would take %.1f GB (loader.cache_gb %g)", estimate_gb, max_gb)
+        return None
+
+    def read(utterance: Utterance) -> Tensor:
+        waveform = load_utterance(utterance, sample_rate=sample_rate)
+        return (waveform * _INT16_SCALE).round().clamp(-_INT16_SCALE, _INT16_SCALE - 1).to(torch.int16).share_memory_()
+
+    # Decoders release Python's lock, so threads suffice.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waveforms = pool.map(read, utterances)
+        return list(tqdm(waveforms, "reading audio", len(utterances), unit="file", disable=not progress, leave=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """An utterance that cannot be trained on, and why."""
+
+    id: str
+    reason: str
+
+
+def find_unusable(
+    utterances: Sequence[Utterance],
+    tokens: Sequence[list[int]],
+    config: LoaderConfig,
+    *,
+    num_frames: Callable[[float], int],
+    fastest: float,
+) -> list[Unusable]:
+    """Finds, before training, what would fail or mislead it.
+
+    Args:
+        utterances: From the manifest.
+        tokens: Their token ids.
+        config: Limits of duration.
+        num_frames: Encoder frames for a duration in seconds.
+        fastest: The highest speed at which an utterance is played.
+    """
+    found = []
+    for utterance, own in zip(utterances, tokens, strict=True):
+        duration_s, needed = utterance.duration_s, min_ctc_frames(own)
+        frames = num_frames(duration_s / fastest)
+        if duration_s < config.min_duration_s:
+            found.append(Unusable(utterance.id, f"lasts {duration_s:g} s, less than {config.min_duration_s:g} s"))
+        elif duration_s > config.max_duration_s:
+            found.append(Unusable(utterance.id, f"lasts {duration_s:g} s, more than {config.max_duration_s:g} s"))
+        elif frames < needed:
+            found.append(Unusable(utterance.id, f"has {frames} frames for {len(own)} tokens, CTC needs {needed}"))
+    return found
+
+
+def usable_utterances(
+    utterances: Sequence[Utterance],
+    tokenizer: Tokenizer,
+    config: LoaderConfig,
+    *,
+    num_frames: Callable[[float], int],
+    fastest: float,
+) -> list[Utterance]:
+    """The utterances to train on, by the policy `config.unusable`; what is left out is named in the log.
+
+    Raises:
+        ValueError: If the policy is to stop and an utterance is unusable, or if none is left.
+    """
+    tokens = encode_all(utterances, tokenizer)
+    unusable = find_unusable(utterances, tokens, config, num_frames=num_frames, fastest=fastest)
+    if not unusable:
+        return list(utterances)
+    named = "; ".join(f"{each.id} {each.reason}" for each in unusable[:5])
+    more = f"; and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+    message = f"{len(unusable)} of {len(utterances)} training utterances are unusable: {named}{more}"
+    if config.unusable == "stop":
+        raise ValueError(f"{message}; mend them, or set loader.unusable=leave_out")
+    logger.warning("left out: %s", message)
+    for each in unusable[5:]:
+        logger.info("left out: %s %s", each.id, each.reason)
+    left_out = {each.id for each in unusable}
+    kept = [utterance for utterance in utterances if utterance.id not in left_out]
+    if not kept:
+        raise ValueError(f"no training utterance is left: {named}{more}")
+    return kept
+
+
+class _Planned(IterableDataset[tuple[BatchPlan, Batch]]):
+    """The batches of every n-th plan, for worker n of a loader."""
+
+    def __init__(self, dataset: UtteranceDataset, sampler: BucketSampler) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[tuple[BatchPlan, Batch]]:
+        worker = torch.utils.data.get_worker_info()
+        number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for count, plan in enumerate(self.sampler):
+            if count % step == number:
+                yield plan, self.dataset[plan]
+
+
+def make_loader(
+    dataset: UtteranceDataset, sampler: BucketSampler, *, num_workers: int, pin_memory: bool
+) -> Iterator[tuple[BatchPlan, Batch]]:
+    """Batches without end, in the order of the sampler, whatever the number of workers."""
+    # The loader draws a seed for its workers; from the global generator, that would change what training draws.
+    loader = DataLoader(
+        _Planned(dataset, sampler),
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(dataset.seed),
+        worker_init_fn=_single_thread if num_workers else None,
+    )
+    return iter(loader)
+
+
+def _single_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def stable_seed(*parts: int | str) -> int:
+    """A seed in [0, 2^63) that follows from its parts alone, on any machine and in any process."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int(np.frombuffer(digest, dtype="<u8")[0] >> 1)

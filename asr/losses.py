@@ -1,0 +1,150 @@
+"""Losses: CTC, label-smoothed cross-entropy, and their weighted sum."""
+
+# B utterances, T' encoder frames, U tokens, V vocabulary
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asr.tokenizer import BLANK_ID, EOS_ID
+
+_IGNORED = -100  # what cross_entropy skips
+
+
+@dataclass(slots=True, kw_only=True)
+class LossConfig:
+    """Weights of the joint loss: w·CTC + (1 - w)·attention (Watanabe et al. 2017, eq. 13).
+
+    Attributes:
+        ctc_weight: w, in [0, 1]; 1 trains CTC alone.
+        label_smoothing: Probability mass spread evenly over the vocabulary in the attention loss, in [0, 1).
+        intermediate_weight: Share of the CTC loss that comes from the encoder's intermediate layers, in [0, 1)
+            (Lee & Watanabe 2021, eq. 7); 0 leaves them out.
+    """
+
+    ctc_weight: float = 0.3
+    label_smoothing: float = 0.1
+    intermediate_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ctc_weight <= 1:
+            raise ValueError(f"loss.ctc_weight is {self.ctc_weight}; it must be in [0, 1]")
+        for name in ("label_smoothing", "intermediate_weight"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+
+@dataclass(slots=True)
+class Loss:
+    """What a model in training returns.
+
+    Sums, not means: the trainer adds them up over the parts of an accumulated step and divides once, so a step of two
+    half batches has the gradient of the whole batch.
+
+    Attributes:
+        total: Sum over the batch, differentiable, a scalar.
+        count: What the sum is divided by (tokens).
+        parts: The named parts of the total, detached sums over the same count, for the log.
+    """
+
+    total: Tensor
+    count: int
+    parts: dict[str, Tensor]
+
+
+def ctc_loss(log_probs: Tensor, frame_lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:
+    """Negative log-likelihood of each transcript, summed over all alignments (Graves et al. 2006, eq. 8).
+
+    Args:
+        log_probs: (B, T', V) float32.
+        frame_lengths: (B,) integers.
+        tokens: (B, U) integers, without blank and end of sentence.
+        token_lengths: (B,) integers.
+
+    Returns:
+        (B,) in nats; infinite where the frames cannot carry the tokens (see `min_ctc_frames`).
+    """
+    return F.ctc_loss(
+        log_probs.transpose(0, 1), tokens, frame_lengths, token_lengths, blank=BLANK_ID, reduction="none"
+    )
+
+
+def min_ctc_frames(tokens: list[int]) -> int:
+    """The fewest frames that can carry these tokens: one each, and a blank between repeats."""
+    return len(tokens) + sum(a == b for a, b in pairwise(tokens))
+
+
+def teacher_forcing(tokens: Tensor, token_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """What the decoder reads and what it should answer.
+
+    Args:
+        tokens: (B, U) integers.
+        token_lengths: (B,) integers.
+
+    Returns:
+        Inputs (B, U + 1), the start token and the transcript, and targets (B, U + 1), the transcript and the end of
+        sentence; targets beyond it are ignored by `attention_loss`.
+    """
+    inputs = F.pad(tokens, (1, 0), value=EOS_ID)
+    places = torch.arange(inputs.shape[1], device=tokens.device)
+    targets = F.pad(tokens, (0, 1)).masked_fill(places == token_lengths[:, None], EOS_ID)
+    return inputs, targets.masked_fill(places > token_lengths[:, None], _IGNORED)
+
+
+def attention_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    """Label-smoothed cross-entropy (Szegedy et al. 2016, section 7), a sum over all tokens of the batch.
+
+    Args:
+        logits: (B, U + 1, V).
+        targets: (B, U + 1) of `teacher_forcing`.
+        label_smoothing: In [0, 1).
+    """
+    return F.cross_entropy(
+        logits.float().flatten(0, 1),
+        targets.flatten(),
+        ignore_index=_IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
+def joint_loss(
+    config: LossConfig,
+    *,
+    log_probs: Tensor,
+    intermediate_log_probs: list[Tensor],
+    frame_lengths: Tensor,
+    logits: Tensor | None,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    num_tokens: int,
+) -> Loss:
+    """The weighted sum of CTC, intermediate CTC and attention loss, in nats a token.
+
+    Args:
+        config: Weights.
+        log_probs: CTC log-probabilities (B, T', V), float32.
+        intermediate_log_probs: The same of the intermediate layers.
+        frame_lengths: (B,) integers.
+        logits: Decoder logits (B, U + 1, V), or None for CTC alone.
+        tokens: (B, U) integers.
+        token_lengths: (B,) integers.
+        num_tokens: Sum of `token_lengths`, known on the host without a synchronisation.
+    """
+    ctc = ctc_loss(log_probs, frame_lengths, tokens, token_lengths).sum()
+    parts = {"ctc": ctc.detach()}
+    if intermediate_log_probs and config.intermediate_weight:
+        losses = [ctc_loss(each, frame_lengths, tokens, token_lengths).sum() for each in intermediate_log_probs]
+        intermediate = torch.stack(losses).mean()
+        parts["intermediate_ctc"] = intermediate.detach()
+        ctc = (1 - config.intermediate_weight) * ctc + config.intermediate_weight * intermediate
+    total = ctc
+    if logits is not None and config.ctc_weight < 1:
+        _, targets = teacher_forcing(tokens, token_lengths)
+        attention = attention_loss(logits, targets, label_smoothing=config.label_smoothing)
+        parts["attention"] = attention.detach()
+        total = config.ctc_weight * ctc + (1 - config.ctc_weight) * attention
+    return Loss(total, max(1, num_tokens), parts)

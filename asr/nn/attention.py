@@ -1,0 +1,177 @@
+"""Attention: multi-head scaled dot-product attention, with and without relative positions.
+
+Every form ends in `torch.nn.functional.scaled_dot_product_attention`, so that the fused kernels of a device serve all
+of them. `weights` recomputes the attention weights of a call for plots and analysis; the usual path never holds them.
+"""
+
+# B sequences, T queries, S keys, D width, H heads, E width of a head (D / H), P width of the position code
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """Keys and values that a layer has already computed, each (B, H, S, E)."""
+
+    keys: Tensor
+    values: Tensor
+
+    def appended(self, keys: Tensor, values: Tensor) -> Self:
+        """Returns a cache with new positions behind the old ones; both arguments (B, H, T, E)."""
+        return type(self)(torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2))
+
+    def select(self, indices: Tensor) -> Self:
+        """Returns the cache of the chosen sequences, in that order; integers (B',)."""
+        return type(self)(self.keys.index_select(0, indices), self.values.index_select(0, indices))
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1 and section 3.2.2).
+
+    Args:
+        width: Width D of queries, keys and values; a multiple of `num_heads`.
+        num_heads: Number of heads H.
+        dropout: Probability of dropping an attention weight in training, in [0, 1).
+    """
+
+    def __init__(self, width: int, *, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}; choose a width that is")
+        self.num_heads = num_heads
+        self.head_width = width // num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(
+        self, query: Tensor, memory: Tensor, *, mask: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Attends from every query to the memory.
+
+        Args:
+            query: (B, T, D).
+            memory: (B, S, D), the query itself for self-attention. Ignored where a cache is given.
+            mask: Booleans that broadcast to (B, H, T, S); False hides a key. Every query must see at least one key.
+            cache: Keys and values already projected by `project_memory`, in place of `memory`.
+
+        Returns:
+            (B, T, D)
+        """
+        if cache is None:
+            cache = self.project_memory(memory)
+        dropout = self.dropout if self.training else 0.0
+        heads = self._split(self.query(query))  # (B, H, T, E)
+        context = F.scaled_dot_product_attention(heads, cache.keys, cache.values, attn_mask=mask, dropout_p=dropout)
+        return self.output(self._merge(context))
+
+    def project_memory(self, memory: Tensor) -> KeyValueCache:
+        """Projects a memory (B, S, D) to keys and values, so that several calls can share them."""
+        keys, values = self.key_value(memory).chunk(2, dim=-1)
+        return KeyValueCache(self._split(keys), self._split(values))
+
+    @torch.no_grad()
+    def weights(self, query: Tensor, memory: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The attention weights (B, H, T, S) that `forward` uses on these arguments; rows sum to one."""
+        heads, keys = self._split(self.query(query)), self.project_memory(memory).keys
+        return _softmax_scores(heads, keys, scale=1 / math.sqrt(self.head_width), mask=mask)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)
+
+    def _merge(self, heads: Tensor) -> Tensor:
+        return heads.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, D)
+
+
+class RelativeAttention(nn.Module):
+    """Self-attention with relative positions (Transformer-XL, Dai et al. 2019, section 3.3), as one fused product.
+
+    The score of query i and key j is (q_i + u)ᵀ k_j + (q_i + v)ᵀ W r_{i-j}, where r is a sinusoidal code. Usually the
+    second term is a (T, 2T) product, shifted into place and added as a bias, which keeps the fused kernels out. Here
+    the angle sums sin((i-j)w) = sin(iw)cos(jw) - cos(iw)sin(jw) and cos((i-j)w) = cos(iw)cos(jw) + sin(iw)sin(jw)
+    split the code into a part of i and a part of j: with [a, b] = Wᵀ(q_i + v) for sines and cosines,
+
+        a·sin((i-j)w) + b·cos((i-j)w) = [a·sin(iw) + b·cos(iw)]·cos(jw) + [b·sin(iw) - a·cos(iw)]·sin(jw),
+
+    so both terms are one inner product of a longer query with a longer key: exact, with no bias and no shift.
+
+    Args:
+        width: Width D; a multiple of `num_heads`.
+        num_heads: Number of heads H.
+        dropout: Probability of dropping an attention weight in training, in [0, 1).
+        position_width: Width P of the position code, even; 0 takes the width of a head, rounded up to even.
+    """
+
+    def __init__(self, width: int, *, num_heads: int, dropout: float = 0.0, position_width: int = 0) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}; choose a width that is")
+        if position_width % 2:
+            raise ValueError(f"position_width {position_width} is odd; sines and cosines come in pairs")
+        self.num_heads = num_heads
+        self.head_width = width // num_heads
+        self.position_width = position_width or self.head_width + self.head_width % 2
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.content_bias = nn.Parameter(torch.zeros(num_heads, 1, self.head_width))  # u
+        self.position_bias = nn.Parameter(torch.zeros(num_heads, 1, self.head_width))  # v
+        self.position_weight = nn.Parameter(torch.empty(num_heads, self.head_width, self.position_width))  # W
+        nn.init.xavier_uniform_(self.position_weight)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Attends from every frame to every frame.
+
+        Args:
+            x: (B, T, D).
+            mask: Booleans that broadcast to (B, H, T, T); False hides a key. Every query must see at least one key.
+
+        Returns:
+            (B, T, D)
+        """
+        queries, keys, values = self._queries_keys_values(x)
+        dropout = self.dropout if self.training else 0.0
+        scale = 1 / math.sqrt(self.head_width)
+        context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return self.output(context.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    @torch.no_grad()
+    def weights(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The attention weights (B, H, T, T) that `forward` uses on these arguments; rows sum to one."""
+        queries, keys, _ = self._queries_keys_values(x)
+        return _softmax_scores(queries, keys, scale=1 / math.sqrt(self.head_width), mask=mask)
+
+    def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, self.head_width))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, E)
+        cosines, sines = position_code(x.shape[1], self.position_width, device=x.device)  # (T, P/2) each
+        a, b = ((query + self.position_bias) @ self.position_weight).chunk(2, dim=-1)  # (B, H, T, P/2) each
+        turned = torch.cat([a * sines + b * cosines, b * sines - a * cosines], dim=-1)  # (B, H, T, P)
+        code = torch.cat([cosines, sines], dim=-1).to(key.dtype).expand(*key.shape[:3], -1)  # (B, H, T, P)
+        queries = torch.cat([query + self.content_bias, turned.to(query.dtype)], dim=-1)  # (B, H, T, E + P)
+        return queries.to(key.dtype), torch.cat([key, code], dim=-1), value
+
+
+def position_code(length: int, width: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions 0 … length - 1 at geometric frequencies (Vaswani et al. 2017, section 3.5).
+
+    Returns:
+        Two float32 tensors (length, width / 2).
+    """
+    exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
+    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * 10_000.0**-exponents
+    return angles.cos(), angles.sin()
+
+
+def _softmax_scores(queries: Tensor, keys: Tensor, *, scale: float, mask: Tensor | None) -> Tensor:
+    scores = (queries.float() @ keys.float().transpose(-2, -1)) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(dim=-1)

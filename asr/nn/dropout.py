@@ -1,0 +1,39 @@
+"""Dropout that is cheap on processors as well as on GPUs."""
+
+import torch
+from torch import Tensor, nn
+
+_INT64_MIN = -(2**63)
+
+
+class Dropout(nn.Module):
+    """Drops activations with probability p in training and scales the rest by 1 / (1 - p) (Srivastava et al. 2014).
+
+    On a processor, PyTorch draws one random number an element, one after the other: a fifth of a training step of a
+    small Conformer. Here one 64-bit draw serves eight elements. The probability is then a multiple of 1/256, and the
+    scale is that of the probability in use, so the expectation is exact. Other devices use PyTorch's own dropout.
+
+    Args:
+        probability: p, in [0, 1).
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"dropout probability is {probability}; it must be in [0, 1)")
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps a tensor of any shape to one of the same shape."""
+        if not self.training or self.probability == 0:
+            return x
+        if x.device.type != "cpu":
+            return nn.functional.dropout(x, self.probability)
+        dropped = min(round(self.probability * 256), 255)
+        draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(_INT64_MIN, None)
+        kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+
+    def extra_repr(self) -> str:
+        """Shows the probability in the module's printout."""
+        return f"{self.probability}"

@@ -1,0 +1,52 @@
+"""The recogniser: features, encoder, CTC head and attention decoder in one module."""
+
+# B utterances, S samples, T' encoder frames, D width, V vocabulary
+
+import torch
+from torch import Tensor, nn
+
+from asr.features import LogMel
+from asr.nn.conformer import ConformerEncoder, EncoderOutput
+from asr.nn.decoder import TransformerDecoder
+
+
+class Recognizer(nn.Module):
+    """Joint CTC and attention model (Watanabe et al. 2017).
+
+    Args:
+        features: Maps waveforms (B, S) and lengths (B,) to features (B, T, F) and lengths (B,).
+        encoder: Maps features to frames.
+        decoder: Attention decoder, or None for a model with CTC alone.
+        vocab_size: Number of tokens V, blank and end of sentence included.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: LogMel,
+        encoder: ConformerEncoder,
+        decoder: TransformerDecoder | None,
+        vocab_size: int,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.encoder = encoder
+        self.decoder = decoder
+        self.ctc = nn.Linear(encoder.width, vocab_size)
+
+    def encode(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
+        """Encodes waveforms (B, S) of the model's sample rate with lengths (B,) in samples."""
+        return self.encoder(*self.features(waveforms, lengths))
+
+    def ctc_log_probs(self, frames: Tensor) -> Tensor:
+        """CTC log-probabilities (B, T', V), float32, of encoder frames (B, T', D)."""
+        return self.ctc(frames).float().log_softmax(dim=-1)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Encoder frames for a waveform of that many samples."""
+        frames = self.features.frame_lengths(torch.tensor([num_samples]))
+        return int(self.encoder.output_lengths(frames))
+
+    def num_parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())

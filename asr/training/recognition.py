@@ -1,0 +1,217 @@
+"""Training a recogniser: its loss on a batch, its batches, and its validation."""
+
+# B utterances, S samples, T frames, F mel bins, U tokens
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from asr import evaluate
+from asr.augment import SpecAugment
+from asr.checkpoint import ModelConfig, load_tokenizer_and_config
+from asr.data.batching import BatchPlan, BucketSampler
+from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utterance, make_loader
+from asr.data.manifest import Utterance
+from asr.decoding.search import DecodingConfig
+from asr.losses import Loss, LossConfig, joint_loss, teacher_forcing
+from asr.nn.attention import MultiHeadAttention, RelativeAttention
+from asr.nn.model import Recognizer
+from asr.recognition import recognize_utterances
+from asr.tokenizer import EOS_ID, Tokenizer
+from asr.training.tracking import picture
+from asr.training.trainer import Validation
+
+_NUM_SAMPLES = 8  # transcripts shown at every validation
+
+
+class RecognitionTask(nn.Module):
+    """A recogniser with its loss and the augmentation of its features.
+
+    Args:
+        model: The recogniser.
+        loss: Weights of the losses.
+        spec_augment: Masks features in training.
+    """
+
+    def __init__(self, model: Recognizer, *, loss: LossConfig, spec_augment: SpecAugment) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.spec_augment = spec_augment
+
+    def forward(self, batch: Batch) -> Loss:
+        """The loss of a batch on the model's device."""
+        features, lengths = self.model.features(batch.waveforms, batch.lengths)
+        generator = torch.Generator().manual_seed(batch.seed)
+        features = self.spec_augment(features, lengths, generator=generator)
+        encoded = self.model.encoder(features, lengths)
+        logits = None
+        if self.model.decoder is not None and self.loss.ctc_weight < 1:
+            inputs, _ = teacher_forcing(batch.tokens, batch.token_lengths)
+            logits = self.model.decoder(inputs, encoded.frames, encoded.lengths)
+        return joint_loss(
+            self.loss,
+            log_probs=self.model.ctc_log_probs(encoded.frames),
+            intermediate_log_probs=[self.model.ctc_log_probs(each) for each in encoded.intermediate],
+            frame_lengths=encoded.lengths,
+            logits=logits,
+            tokens=batch.tokens,
+            token_lengths=batch.token_lengths,
+            num_tokens=batch.num_tokens,
+        )
+
+
+class UtteranceBatches:
+    """The training batches of a dataset, from any place in an epoch on.
+
+    Args:
+        dataset: Makes the batches.
+        config: Their size.
+        speeds: Speeds to draw from.
+        seed: Decides their order.
+        pin_memory: Whether to put them into page-locked memory, for a GPU.
+    """
+
+    def __init__(
+        self, dataset: UtteranceDataset, config: LoaderConfig, *, speeds: Sequence[float], seed: int, pin_memory: bool
+    ) -> None:
+        self.dataset, self.config, self.speeds, self.seed, self.pin_memory = dataset, config, speeds, seed, pin_memory
+
+    def sampler(self, epoch: int = 0, position: int = 0) -> BucketSampler:
+        """The plans of all batches from there on."""
+        return BucketSampler(
+            [utterance.duration_s for utterance in self.dataset.utterances],
+            max_batch_s=self.config.max_batch_s,
+            max_batch_size=self.config.max_batch_size,
+            speeds=self.speeds,
+            seed=self.seed,
+            start=(epoch, position),
+        )
+
+    def start(self, epoch: int, position: int) -> Iterator[tuple[BatchPlan, Batch]]:
+        """Batches without end, from a place in an epoch on."""
+        sampler = self.sampler(epoch, position)
+        return make_loader(self.dataset, sampler, num_workers=self.config.num_workers, pin_memory=self.pin_memory)
+
+    def largest(self) -> Batch:
+        """The batch that needs most memory."""
+        return self.dataset[self.sampler().largest()]
+
+
+@dataclass(slots=True, kw_only=True)
+class WordErrorValidation:
+    """Judges a recogniser by its word error rate with greedy search; `metric` is the WER.
+
+    Attributes:
+        task: The recogniser in training.
+        tokenizer: Its tokenizer.
+        utterances: The validation set.
+        sample_rate: Of the model, in Hz.
+        max_batch_s: Most seconds of audio of a batch.
+    """
+
+    task: RecognitionTask
+    tokenizer: Tokenizer
+    utterances: list[Utterance]
+    sample_rate: int
+    max_batch_s: float
+
+    def __call__(self) -> Validation:
+        """Recognises and scores the validation set with the weights that the model has now."""
+        self.task.eval()
+        found = recognize_utterances(
+            self.task.model,
+            self.utterances,
+            DecodingConfig(mode="greedy"),
+            sample_rate=self.sample_rate,
+            max_batch_s=self.max_batch_s,
+        )
+        texts = {utterance.id: self.tokenizer.decode(each.best.tokens) for utterance, each in found}
+        references = {utterance.id: utterance.text for utterance in self.utterances}
+        score = evaluate.score(references, texts, num_draws=1)
+        rows = [f"| {references[key]} | {texts[key]} |" for key in list(references)[:_NUM_SAMPLES]]
+        table = "\n".join(["| reference | hypothesis |", "| --- | --- |", *rows])
+        waveform = load_utterance(self.utterances[0], sample_rate=self.sample_rate)
+        return Validation(
+            metric=score.wer,
+            scalars={"valid/wer": score.wer, "valid/cer": score.cer},
+            texts={"valid/transcripts": table},
+            images=pictures(self.task, waveform, tokens=self.tokenizer.encode(self.utterances[0].text)),
+        )
+
+
+def refuse_other_run(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Stops a run whose folder holds checkpoints of another model.
+
+    Raises:
+        ValueError: If sizes, features or tokenizer differ; the first difference is named.
+    """
+    for checkpoint in sorted((folder / "checkpoints").glob("step-*"))[-1:]:
+        saved_tokenizer, saved = load_tokenizer_and_config(checkpoint)
+        advice = "give this run another name, or remove that folder"
+        for part in ("features", "encoder", "decoder"):
+            before, now = asdict(getattr(saved, part)), asdict(getattr(config, part))
+            for key in now:
+                if before[key] != now[key]:
+                    raise ValueError(f"{folder} holds a run with {part}.{key} {before[key]}, not {now[key]}; {advice}")
+        if saved_tokenizer.tokens != tokenizer.tokens:
+            size = saved_tokenizer.vocab_size
+            raise ValueError(f"{folder} holds a run with another tokenizer, of {size} tokens; {advice}")
+
+
+@torch.no_grad()
+def pictures(task: RecognitionTask, waveform: Tensor, *, tokens: list[int]) -> dict[str, Tensor]:
+    """What the model sees and where it looks, for one utterance.
+
+    Args:
+        task: The recogniser, in eval mode.
+        waveform: (S,).
+        tokens: Of its transcript.
+
+    Returns:
+        Pictures (3, height, width) by name: features as they are and masked as in training, mean attention over the
+        heads of the last encoder block, and of the last decoder block to the encoder.
+    """
+    model = task.model
+    device = next(model.parameters()).device
+    features, lengths = model.features(waveform[None].to(device), torch.tensor([len(waveform)], device=device))
+    task.spec_augment.train()
+    masked = task.spec_augment(features, lengths, generator=torch.Generator().manual_seed(0))
+    task.spec_augment.eval()
+    images = {
+        "features/plain": picture(features[0].T.flip(0), scale=2),
+        "features/augmented": picture(masked[0].T.flip(0), scale=2),
+    }
+    encoder_attention = model.encoder.layers()[-1].attention
+    with _recorded(encoder_attention) as calls:
+        encoded = model.encoder(features, lengths)
+    images["attention/encoder"] = picture(encoder_attention.weights(*calls[0][0], **calls[0][1])[0].mean(0), scale=3)
+    if model.decoder is not None:
+        cross_attention = model.decoder.layers()[-1].cross_attention
+        inputs = torch.tensor([[EOS_ID, *tokens]], device=device)
+        with _recorded(cross_attention) as calls:
+            model.decoder(inputs, encoded.frames, encoded.lengths)
+        weights = cross_attention.weights(*calls[0][0], mask=calls[0][1]["mask"])
+        images["attention/decoder"] = picture(weights[0].mean(0), scale=3)
+    return images
+
+
+class _recorded:  # noqa: N801 (used as a context manager)
+    """Collects the arguments of an attention module's calls."""
+
+    def __init__(self, module: MultiHeadAttention | RelativeAttention) -> None:
+        self.module = module
+        self.calls: list[tuple[tuple, dict]] = []
+
+    def __enter__(self) -> list[tuple[tuple, dict]]:
+        self.handle = self.module.register_forward_pre_hook(self._note, with_kwargs=True)
+        return self.calls
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _note(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.calls.append((args, kwargs))

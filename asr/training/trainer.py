@@ -1,0 +1,487 @@
+"""The training loop: one for every model that returns a `Loss`."""
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from asr.checkpoint import TrainingState, average, load_training, load_weights
+from asr.data.batching import BatchPlan
+from asr.data.dataset import Batch
+from asr.losses import Loss
+from asr.training.optim import (
+    MovingAverage,
+    OptimConfig,
+    build_optimizer,
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from asr.training.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+AVERAGES = ("ema", "best", "none")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainerConfig:
+    """The course of training.
+
+    Attributes:
+        max_steps: Optimiser steps in all.
+        accumulate: Batches to one step.
+        valid_every: Steps from one validation to the next; the last step is always validated.
+        save_every: Steps from one checkpoint to the next, from which an interrupted run goes on.
+        patience: Validations without a new best after which training stops early; 0 never does.
+        precision: `bfloat16` computes matrix products in 16 bits (autocast), `float32` all in 32; `auto` takes
+            bfloat16 where the device has instructions for it.
+        average: What becomes the model: `ema`, the exponential moving average of the weights at the best validation;
+            `best`, the mean of the best checkpoints; `none`, the weights at the best validation.
+        ema_decay: Share of the moving average that stays in every step, in [0, 1).
+        num_best: Number of checkpoints that `best` averages.
+        max_bad_steps: Steps in a row without a finite loss and gradient after which training stops.
+        log_every: Steps from one line of the log to the next.
+    """
+
+    max_steps: int = 10_000
+    accumulate: int = 1
+    valid_every: int = 500
+    save_every: int = 500
+    patience: int = 0
+    precision: str = "auto"
+    average: str = "ema"
+    ema_decay: float = 0.999
+    num_best: int = 5
+    max_bad_steps: int = 5
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "accumulate", "valid_every", "save_every", "num_best", "max_bad_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.patience < 0:
+            raise ValueError(f"trainer.patience is {self.patience}; it must be 0 (never stop early) or more")
+        if self.average not in AVERAGES:
+            raise ValueError(f"trainer.average is {self.average!r}; choose one of {', '.join(AVERAGES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"trainer.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"trainer.ema_decay is {self.ema_decay}; it must be in [0, 1)")
+
+
+@dataclass(slots=True)
+class Validation:
+    """What a validation found.
+
+    Attributes:
+        metric: Lower is better; it chooses the checkpoint.
+        scalars: Curves.
+        texts: Markdown, by name.
+        images: (3, height, width) in [0, 1], by name.
+    """
+
+    metric: float
+    scalars: dict[str, float]
+    texts: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TrainingTask(Protocol):
+    """A model together with its loss: a module."""
+
+    model: nn.Module
+
+    def __call__(self, batch: Batch) -> Loss:
+        """The loss of a batch."""
+
+    def train(self) -> Any:
+        """Goes to training mode."""
+
+    def eval(self) -> Any:
+        """Goes to evaluation mode."""
+
+
+class Batches(Protocol):
+    """Where batches come from."""
+
+    def start(self, epoch: int, position: int) -> Iterator[tuple[BatchPlan, Batch]]:
+        """Batches without end, from a place in an epoch on."""
+
+    def largest(self) -> Batch:
+        """The batch that needs most memory."""
+
+
+class Saver(Protocol):
+    """Writes a model folder, atomically."""
+
+    def __call__(
+        self, folder: Path, weights: dict[str, Tensor], *, training: dict[str, Any], state: TrainingState | None
+    ) -> None: ...
+
+
+class Interrupted(Exception):  # noqa: N818 (no fault: it says that a signal was obeyed)
+    """Training was told to stop and has saved; `signal_number` is what told it."""
+
+    def __init__(self, signal_number: int, folder: Path) -> None:
+        super().__init__(f"{signal.Signals(signal_number).name}: saved {folder}; the same command goes on from there")
+        self.signal_number = signal_number
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where training stands; all of it is saved."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0  # of the next batch in its epoch
+    bad_steps: int = 0  # in all
+    bad_steps_in_row: int = 0
+    elapsed_s: float = 0.0
+    validations_since_best: int = 0
+    finished: bool = False
+    best: list[tuple[float, str]] = field(default_factory=list)  # metric and checkpoint name, best first
+
+
+@dataclass(slots=True)
+class _Window:
+    """What is summed up from one line of the log to the next; tensors stay on the device until it is written."""
+
+    count: int = 0
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    audio_s: float = 0.0
+    grad_norm: Tensor | None = None
+    since: float = field(default_factory=time.monotonic)
+
+
+class Trainer:
+    """Trains a model.
+
+    Args:
+        task: Called with a batch, returns a `Loss`; its `model` has all trained weights and is what is saved.
+        config: The course of training.
+        optim: Optimiser and schedule.
+        batches: Where batches come from.
+        validate: Judges the model with the weights that it has when called.
+        save: Writes weights.
+        tracker: Where curves go.
+        folder: The run folder; checkpoints go under `checkpoints/`, the result into `model/`.
+        device: Where the model is.
+        sample_rate: Of the batches, in Hz, for the speeds in the log.
+        progress: Whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        *,
+        config: TrainerConfig,
+        optim: OptimConfig,
+        batches: Batches,
+        validate: Callable[[], Validation],
+        save: Saver,
+        tracker: Tracker,
+        folder: Path,
+        device: torch.device,
+        sample_rate: int,
+        progress: bool = True,
+    ) -> None:
+        self.task, self.model = task, task.model
+        self.config, self.optim, self.batches = config, optim, batches
+        self.validate, self.save, self.tracker, self.folder = validate, save, tracker, folder
+        self.device, self.sample_rate, self.show_progress = device, sample_rate, progress
+        self.optimizer = build_optimizer(optim, self.model)
+        self.ema = MovingAverage(self.model, decay=config.ema_decay) if config.average == "ema" else None
+        self.use_bfloat16 = wants_bfloat16(config.precision, device)
+        self.at = _Progress()
+        self.signal_number: int | None = None
+
+    def run(self) -> Path:
+        """Trains to the end, from the latest checkpoint if there is one, and returns the folder of the chosen model.
+
+        Raises:
+            Interrupted: After SIGINT or SIGTERM, with everything saved.
+            TrainingError: If losses stay without a finite value, or the largest batch does not fit into memory.
+        """
+        resumed = self._resume()
+        if not self.at.finished:
+            if not resumed:
+                self._try_largest_batch()
+            with _stop_signals(self):
+                self._loop()
+        return self._finish()
+
+    def _loop(self) -> None:
+        started = time.monotonic() - self.at.elapsed_s
+        stream = self.batches.start(self.at.epoch, self.at.position)
+        window = _Window()
+        bar = tqdm(total=self.config.max_steps, initial=self.at.step, unit="step", disable=not self.show_progress)
+        with bar:
+            while self.at.step < self.config.max_steps:
+                self._step(stream, window)
+                self.at.elapsed_s = time.monotonic() - started
+                bar.update()
+                last = self.at.step == self.config.max_steps
+                if self.at.step % self.config.log_every == 0 or last:
+                    bar.set_postfix_str(self._log(window))
+                    window = _Window()
+                if self.at.step % self.config.valid_every == 0 or last:
+                    self._validate()
+                    window.since = time.monotonic()
+                    self.at.finished = last or self._out_of_patience()
+                stopping = self.at.finished or self.signal_number is not None
+                if stopping or self.at.step % self.config.save_every == 0:
+                    checkpoint = self._save_checkpoint()
+                if self.signal_number is not None and not self.at.finished:
+                    raise Interrupted(self.signal_number, checkpoint)
+                if self.at.finished:
+                    break
+
+    def _step(self, stream: Iterator[tuple[BatchPlan, Batch]], window: _Window) -> None:
+        """One optimiser step over `accumulate` batches."""
+        self.task.train()
+        total, count = torch.zeros((), device=self.device), 0
+        ids: list[str] = []
+        for _ in range(self.config.accumulate):
+            plan, batch = next(stream)
+            self.at.epoch, self.at.position = plan.epoch, plan.position + 1
+            ids += batch.ids
+            window.audio_s += int(batch.lengths.sum()) / self.sample_rate
+            loss = self._backward(batch)
+            total += loss.total.detach()
+            count += loss.count
+            for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+                window.parts[name] = window.parts.get(name, 0) + value
+        self._update(total, count, ids, window)
+
+    def _backward(self, batch: Batch) -> Loss:
+        """Adds the gradient of a batch's sum to what is there."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+            loss = self.task(batch.to(self.device))
+        loss.total.backward()
+        return loss
+
+    def _update(self, total: Tensor, count: int, ids: list[str], window: _Window) -> None:
+        """Divides the gradient by the count, clips it, and steps, unless it is not finite."""
+        self.at.step += 1
+        parameters = list(self.model.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_div_(gradients, count)
+        norm = nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm) & torch.isfinite(total)):
+            self._skip(ids, window)
+        else:
+            if self.optim.max_grad_norm:
+                nn.utils.clip_grads_with_norm_(parameters, self.optim.max_grad_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.optim, self.at.step, max_steps=self.config.max_steps)
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.model)
+            self.at.bad_steps_in_row = 0
+            window.count += count
+            window.grad_norm = norm
+        self.optimizer.zero_grad()
+
+    def _skip(self, ids: list[str], window: _Window) -> None:
+        """Leaves out a step without a finite loss; its sums must not enter the averages of the log."""
+        window.parts.clear()
+        window.count = 0
+        self.at.bad_steps += 1
+        self.at.bad_steps_in_row += 1
+        logger.warning("step %d skipped: loss or gradient is not finite (%d so far)", self.at.step, self.at.bad_steps)
+        if self.at.bad_steps_in_row >= self.config.max_bad_steps:
+            raise TrainingError(
+                f"loss or gradient was not finite in {self.at.bad_steps_in_row} steps in a row, up to step "
+                f"{self.at.step}; lower optim.lr or look at these utterances: {', '.join(ids)}"
+            )
+
+    def _log(self, window: _Window) -> str:
+        """Writes the averages since the last line; this is where the device is waited for."""
+        if not window.count:
+            return "no finite loss"
+        values = {f"train/{name}": float(value) / window.count for name, value in window.parts.items()}
+        seconds = time.monotonic() - window.since
+        values["train/lr"] = learning_rate(self.optim, self.at.step, max_steps=self.config.max_steps)
+        values["train/grad_norm"] = float(window.grad_norm) if window.grad_norm is not None else 0.0
+        values["speed/audio_s_per_s"] = window.audio_s / seconds
+        values["train/epoch"] = self.at.epoch
+        values["train/skipped_steps"] = self.at.bad_steps
+        memory = ""
+        if self.device.type == "cuda":
+            values["speed/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+            memory = f" gpu {values['speed/gpu_memory_gb']:.1f} GB"
+        self.tracker.scalars(values, step=self.at.step)
+        line = (
+            f"epoch {self.at.epoch} loss {values['train/loss']:.3f} lr {values['train/lr']:.1e} "
+            f"{values['speed/audio_s_per_s'] * 100:.0f} frames/s{memory}"
+        )
+        logger.info("step %d/%d %s", self.at.step, self.config.max_steps, line)
+        return line
+
+    def _validate(self) -> None:
+        """Judges the averaged weights if there are any, else the present ones, and keeps them if they are good."""
+        self.task.eval()
+        if self.ema is not None:
+            self.ema.swap(self.model)
+        try:
+            found = self.validate()
+            self._keep_if_good(found)
+        finally:
+            if self.ema is not None:
+                self.ema.swap(self.model)
+        self.tracker.scalars(found.scalars, step=self.at.step)
+        for name, text in found.texts.items():
+            self.tracker.text(name, text, step=self.at.step)
+        for name, image in found.images.items():
+            self.tracker.image(name, image, step=self.at.step)
+        scores = " ".join(f"{name} {value:.4f}" for name, value in found.scalars.items())
+        logger.info("step %d validation: %s (best %.4f)", self.at.step, scores, self.at.best[0][0])
+
+    def _keep_if_good(self, found: Validation) -> None:
+        number = self.config.num_best if self.config.average == "best" else 1
+        improved = not self.at.best or found.metric < self.at.best[0][0]
+        self.at.validations_since_best = 0 if improved else self.at.validations_since_best + 1
+        name = f"best-{self.at.step:08d}"
+        ranked = sorted([*self.at.best, (found.metric, name)], key=lambda entry: entry[0])
+        self.at.best = ranked[:number]
+        if any(kept == name for _, kept in self.at.best):
+            self.save(self._checkpoints / name, self.model.state_dict(), training=self._summary(found), state=None)
+        # What fell out of the best is removed only after the next full checkpoint: until then, resuming needs it.
+
+    def _out_of_patience(self) -> bool:
+        if not self.config.patience or self.at.validations_since_best < self.config.patience:
+            return False
+        logger.info("stopped early: no better validation in %d", self.at.validations_since_best)
+        return True
+
+    def _finish(self) -> Path:
+        """Writes the chosen weights as the result of the run."""
+        names = [name for _, name in self.at.best]
+        states = [load_weights(self._checkpoints / name) for name in names]
+        folder = self.folder / "model"
+        training = {
+            "steps": self.at.step,
+            "seconds": round(self.at.elapsed_s, 1),
+            "skipped_steps": self.at.bad_steps,
+            "average": self.config.average,
+            "checkpoints": [{"name": name, "validation": metric} for metric, name in self.at.best],
+        }
+        self.save(folder, average(states), training=training, state=None)
+        self.tracker.close()
+        return folder
+
+    def _summary(self, found: Validation) -> dict[str, Any]:
+        return {"steps": self.at.step, "seconds": round(self.at.elapsed_s, 1), "validation": found.scalars}
+
+    # Checkpoints
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _save_checkpoint(self) -> Path:
+        tensors = optimizer_tensors(self.optimizer, self.model)
+        if self.ema is not None:
+            tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.weights.items()}
+        tensors["random/cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {name: getattr(self.at, name) for name in _Progress.__slots__}
+        state["ema_updates"] = self.ema.num_updates if self.ema is not None else 0
+        folder = self._checkpoints / f"step-{self.at.step:08d}"
+        training = {"steps": self.at.step, "seconds": round(self.at.elapsed_s, 1)}
+        self.save(folder, self.model.state_dict(), training=training, state=TrainingState(tensors=tensors, state=state))
+        kept = {folder.name, *(name for _, name in self.at.best)}
+        for old in self._checkpoints.iterdir():
+            if old.name not in kept and old.name.startswith(("step-", "best-")):
+                shutil.rmtree(old)
+        return folder
+
+    def _resume(self) -> bool:
+        """Goes on from the latest checkpoint; False if there is none."""
+        folders = sorted(self._checkpoints.glob("step-*"))
+        if not folders:
+            return False
+        weights, saved = load_training(folders[-1])
+        self.model.load_state_dict(weights)
+        restore_optimizer(self.optimizer, self.model, saved.tensors)
+        if self.ema is not None:
+            for name, tensor in self.ema.weights.items():
+                tensor.copy_(saved.tensors[f"ema/{name}"])
+            self.ema.num_updates = saved.state["ema_updates"]
+        for name in _Progress.__slots__:
+            setattr(self.at, name, saved.state[name])
+        self.at.best = [(metric, name) for metric, name in self.at.best]
+        torch.set_rng_state(saved.tensors["random/cpu"])
+        if self.device.type == "cuda" and "random/cuda" in saved.tensors:
+            torch.cuda.set_rng_state(saved.tensors["random/cuda"], self.device)
+        if self.at.step < self.config.max_steps and not self._out_of_patience():
+            self.at.finished = False  # the number of steps was raised
+        logger.info("going on from %s, step %d", folders[-1], self.at.step)
+        return True
+
+    def _try_largest_batch(self) -> None:
+        """Runs the largest batch forward and backward, so that want of memory shows at once; changes nothing."""
+        batch = self.batches.largest()
+        size = f"{len(batch.ids)} utterances, {batch.waveforms.numel() / self.sample_rate:.0f} s with padding"
+        states = torch.get_rng_state(), torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+        started = time.monotonic()
+        self.task.train()
+        try:
+            self._backward(batch)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise TrainingError(
+                f"not enough memory on {self.device} for the largest batch ({size}); lower loader.max_batch_s and "
+                "raise trainer.accumulate by as much, or lower loader.max_duration_s"
+            ) from error
+        finally:
+            self.optimizer.zero_grad()
+            torch.set_rng_state(states[0])
+            if states[1] is not None:
+                torch.cuda.set_rng_state(states[1])
+        logger.info("the largest batch fits: %s, %.1f s a step", size, time.monotonic() - started)
+
+
+def wants_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: as asked, or by `auto` where the device has instructions for it."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@contextmanager
+def _stop_signals(trainer: Trainer) -> Iterator[None]:
+    """Notes SIGINT and SIGTERM, so that the step ends and is saved; a second one ends the process at once."""
+
+    def note(number: int, _: FrameType | None) -> None:
+        trainer.signal_number = number
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        logger.info("%s: saving after this step", signal.Signals(number).name)
+
+    previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in previous:
+        signal.signal(each, note)
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

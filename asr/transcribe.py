@@ -1,0 +1,245 @@
+"""Audio files of any length to transcripts, in bounded memory."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from asr import audio
+from asr.checkpoint import LoadedModel
+from asr.decoding.search import DecodingConfig, recognize
+from asr.transcript import Segment, Transcript, make_segment, make_transcript
+from asr.writers import WRITERS
+
+STANDARD_INPUT = Path("-")
+
+# Audio is cut where it is quietest: means over 200 ms, looked at every 20 ms.
+_QUIET_WINDOW_S, _QUIET_STEP_S = 0.2, 0.02
+
+
+@dataclass(slots=True, kw_only=True)
+class SegmentationConfig:
+    """How long audio is cut into segments that are recognised on their own.
+
+    Attributes:
+        max_segment_s: Audio up to this long stays in one piece.
+        min_segment_s: Longer audio is cut at its quietest place between this and `max_segment_s`, again and again.
+        max_batch_s: Most seconds of segments that are recognised together.
+    """
+
+    max_segment_s: float = 24.0
+    min_segment_s: float = 10.0
+    max_batch_s: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_segment_s < self.max_segment_s:
+            raise ValueError(
+                f"min_segment_s {self.min_segment_s:g} and max_segment_s {self.max_segment_s:g}: the first must be "
+                "at least 1 and below the second"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to transcribe; `relative` is where its transcript goes under the output folder, without its ending."""
+
+    path: Path
+    relative: Path
+
+
+def find_sources(paths: Sequence[Path]) -> list[Source]:
+    """Lists the files that paths mean: files themselves, and all audio in folders, at any depth, sorted.
+
+    Raises:
+        ValueError: If a folder holds no audio, or two files would write the same transcript.
+    """
+    sources: list[Source] = []
+    for path in paths:
+        if path == STANDARD_INPUT:
+            sources.append(Source(path, Path("stdin")))
+            continue
+        if not path.is_dir():
+            sources.append(Source(path, Path(path.stem)))
+            continue
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in audio.AUDIO_SUFFIXES)
+        if not files:
+            raise ValueError(f"{path}: no audio in this folder; expected files of {' '.join(audio.AUDIO_SUFFIXES)}")
+        sources += [Source(file, file.relative_to(path).with_suffix("")) for file in files]
+    taken: dict[Path, Path] = {}
+    for source in sources:
+        other = taken.setdefault(source.relative, source.path)
+        if other is not source.path:
+            raise ValueError(
+                f"{other} and {source.path} would both become the transcript {source.relative}; transcribe them apart"
+            )
+    return sources
+
+
+def transcribe_files(
+    loaded: LoadedModel,
+    inputs: Sequence[Path],
+    *,
+    format: str,
+    output_dir: Path | None,
+    decoding: DecodingConfig | None = None,
+    segmentation: SegmentationConfig | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Transcribes files and all audio in folders; a bad file is named on standard error and does not stop the rest.
+
+    Args:
+        loaded: The recogniser.
+        inputs: Files and folders; `-` is standard input.
+        format: A key of `asr.writers.WRITERS`.
+        output_dir: `a/b.flac` under a given folder becomes `OUTPUT_DIR/a/b.FORMAT`; None prints to standard output.
+        decoding: How to search.
+        segmentation: How to cut long audio.
+        progress: Whether to show a progress bar for several files, and a summary.
+
+    Returns:
+        The files that could not be transcribed.
+
+    Raises:
+        ValueError: If there is no such format, or nothing to transcribe.
+    """
+    if format not in WRITERS:
+        raise ValueError(f"format is {format!r}; choose one of {', '.join(WRITERS)}")
+    sources = find_sources(inputs)
+    failures: list[Path] = []
+    audio_s, started = 0.0, time.perf_counter()
+    show = progress and len(sources) > 1
+    for source in tqdm(sources, "transcribing", unit="file", disable=not show, leave=False):
+        stream = sys.stdin.buffer if source.path == STANDARD_INPUT else source.path
+        try:
+            transcript = transcribe(
+                loaded, stream, name=str(source.path), decoding=decoding, segmentation=segmentation
+            )
+        except (audio.AudioError, OSError) as error:
+            tqdm.write(f"error: {describe(error)}", file=sys.stderr)
+            failures.append(source.path)
+            continue
+        audio_s += transcript.duration_s
+        _deliver(WRITERS[format](transcript), source, format, output_dir)
+    if progress and output_dir is not None:
+        speed = audio_s / (time.perf_counter() - started)
+        done = len(sources) - len(failures)
+        print(
+            f"{done} of {len(sources)} files, {audio_s / 60:.1f} minutes, {speed:.0f} times real time; {output_dir}",
+            file=sys.stderr,
+        )
+    return failures
+
+
+def _deliver(text: str, source: Source, format: str, output_dir: Path | None) -> None:
+    if output_dir is None:
+        tqdm.write(text, file=sys.stdout, end="")
+        return
+    path = output_dir / source.relative.with_name(f"{source.relative.name}.{format}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def describe(error: Exception) -> str:
+    """One line for an error; the system's errors name the file last, here it comes first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def transcribe(
+    loaded: LoadedModel,
+    source: Path | BinaryIO,
+    *,
+    name: str = "",
+    decoding: DecodingConfig | None = None,
+    segmentation: SegmentationConfig | None = None,
+) -> Transcript:
+    """Transcribes one audio file, or an open stream of one.
+
+    Args:
+        loaded: The recogniser.
+        source: Any audio that soundfile reads, of any rate, length and number of channels.
+        name: What the transcript calls it; by default the path as given.
+        decoding: How to search; greedy by default.
+        segmentation: How to cut long audio.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        AudioError: If it cannot be read; the message names file and reason.
+    """
+    decoding = decoding or DecodingConfig()
+    segmentation = segmentation or SegmentationConfig()
+    segments: list[Segment] = []
+    end_s = 0.0
+    pieces = segment_stream(
+        audio.stream(source, sample_rate=loaded.sample_rate), sample_rate=loaded.sample_rate, config=segmentation
+    )
+    for batch in _group(pieces, max_samples=int(segmentation.max_batch_s * loaded.sample_rate)):
+        found = _recognize_batch(loaded, batch, decoding, start_s=end_s)
+        segments += found
+        end_s += sum(len(piece) for piece in batch) / loaded.sample_rate
+    return make_transcript(name or str(source), duration_s=end_s, segments=segments)
+
+
+def segment_stream(blocks: Iterable[Tensor], *, sample_rate: int, config: SegmentationConfig) -> Iterator[Tensor]:
+    """Cuts a stream of audio into segments that follow each other without gap or overlap.
+
+    Args:
+        blocks: Consecutive pieces of one waveform, (S,) each, of any length.
+        sample_rate: In Hz.
+        config: How long segments may be.
+
+    Yields:
+        Waveforms (S,), at most `max_segment_s` long.
+    """
+    longest, shortest = int(config.max_segment_s * sample_rate), int(config.min_segment_s * sample_rate)
+    held = torch.zeros(0)
+    for block in blocks:
+        held = torch.cat([held, block])
+        while len(held) > longest:
+            cut = shortest + _quietest(held[shortest:longest], sample_rate)
+            yield held[:cut]
+            held = held[cut:]
+    if len(held):
+        yield held
+
+
+def _quietest(waveform: Tensor, sample_rate: int) -> int:
+    """The middle of the quietest window of a waveform, in samples."""
+    window, step = int(_QUIET_WINDOW_S * sample_rate), int(_QUIET_STEP_S * sample_rate)
+    energies = waveform.square().unfold(0, window, step).mean(dim=1)
+    return int(energies.argmin()) * step + window // 2
+
+
+def _group(pieces: Iterator[Tensor], *, max_samples: int) -> Iterator[list[Tensor]]:
+    """Groups consecutive segments into batches of limited size, padding included."""
+    batch: list[Tensor] = []
+    for piece in pieces:
+        longest = max(len(each) for each in [*batch, piece])
+        if batch and longest * (len(batch) + 1) > max_samples:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _recognize_batch(
+    loaded: LoadedModel, pieces: list[Tensor], decoding: DecodingConfig, *, start_s: float
+) -> list[Segment]:
+    waveforms = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(loaded.device)
+    lengths = torch.tensor([len(piece) for piece in pieces], device=loaded.device)
+    segments = []
+    for piece, found in zip(pieces, recognize(loaded.model, waveforms, lengths, decoding), strict=True):
+        end_s = start_s + len(piece) / loaded.sample_rate
+        segments.append(
+            make_segment(found, loaded.tokenizer, start_s=start_s, end_s=end_s, frame_s=loaded.frame_s)
+        )
+        start_s = end_s
+    return segments

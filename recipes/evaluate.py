@@ -1,0 +1,24 @@
+"""Scores a model on test sets: python recipes/evaluate.py model=runs/an4 data=an4 data.root=/corpora decoding=joint"""
+
+from schema import EvaluateRecipe, launch
+
+from asr import checkpoint, report
+from asr.devices import pick_device
+from asr.evaluation_run import evaluate_manifest
+
+
+def run(recipe: EvaluateRecipe) -> None:
+    """Recognises and scores every set; writes results.json, transcripts.txt and errors.txt in a folder of its name."""
+    loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device, num_threads=recipe.num_threads))
+    scores, speeds = {}, []
+    for path in recipe.manifests or recipe.data.prepare().test:
+        scores[path.stem], results = evaluate_manifest(
+            loaded, path, decoding=recipe.decoding, output=recipe.output, max_batch_s=recipe.max_batch_s
+        )
+        speeds.append(f"{path.stem}: {results['rtfx']:.0f} times real time; {recipe.output / path.stem}/results.json")
+    print(report.summary_table(scores))
+    print("\n".join(speeds))
+
+
+if __name__ == "__main__":
+    launch("evaluate", run)

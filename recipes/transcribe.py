@@ -1,0 +1,26 @@
+"""Transcribes audio files: python recipes/transcribe.py model=runs/an4 'inputs=[a.flac,folder]' output_dir=out"""
+
+import logging
+
+from schema import TranscribeRecipe, launch
+
+from asr import checkpoint
+from asr.devices import pick_device
+from asr.transcribe import transcribe_files
+
+logger = logging.getLogger(__name__)
+
+
+def run(recipe: TranscribeRecipe) -> None:
+    """Writes a transcript of every file; a bad file is named and does not stop the rest."""
+    loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device))
+    failures = transcribe_files(
+        loaded, recipe.inputs, format=recipe.format, output_dir=recipe.output_dir,
+        decoding=recipe.decoding, segmentation=recipe.segmentation,
+    )  # fmt: skip
+    if failures:
+        raise ValueError(f"{len(failures)} of the files could not be transcribed")
+
+
+if __name__ == "__main__":
+    launch("transcribe", run)
