@@ -195,7 +195,7 @@ def speed(waveform: Tensor, factor: float) -> Tensor:
 
 
 class WaveAugment:
-    """Speed, reverberation and noise for one waveform at a time, from folders of recordings.
+    """Reverberation and noise for one waveform at a time, from folders of recordings.
 
     The folders are listed at once; a recording is read, resampled and kept when it is first drawn.
 
@@ -214,10 +214,6 @@ class WaveAugment:
         self._rooms = _list_audio(config.reverb_dir, "reverb") if config.reverb_probability > 0 else []
         self._cache: dict[Path, Tensor] = {}
         self._cached_bytes = 0
-
-    def draw_speed(self, generator: torch.Generator) -> float:
-        """One of the configured speeds, for `speed`. It is a step of its own because it changes the length."""
-        return self.config.speeds[int(torch.randint(len(self.config.speeds), (), generator=generator))]
 
     def __call__(self, waveform: Tensor, *, generator: torch.Generator) -> Tensor:
         """Put an utterance into a drawn room and add drawn noise, each with its probability.

@@ -177,9 +177,7 @@ def load_training(folder: Path) -> tuple[dict[str, Tensor], TrainingState]:
         FileNotFoundError: If the folder is no training checkpoint.
         ValueError: If a file of it is cut short or damaged.
     """
-    state = TrainingState(
-        tensors=_load_tensors(folder / _TRAINING_TENSORS), state=_read_json(folder / _TRAINING_STATE)
-    )
+    state = TrainingState(tensors=_load_tensors(folder / _TRAINING_TENSORS), state=_read_json(folder / _TRAINING_STATE))
     return _load_tensors(folder / _MODEL), state
 
 

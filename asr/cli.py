@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asr.errors import one_line
+
 if TYPE_CHECKING:
     # The annotation alone; at run time `argparse._SubParsersAction` is not subscriptable.
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -43,11 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        print(f"error: {_describe(error)}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return code
 
@@ -149,9 +148,7 @@ def run_transcribe(args: argparse.Namespace) -> int:
 
     loaded = checkpoint.load(args.model, device=pick_device(args.device))
     decoding = DecodingConfig(mode=args.decoding)
-    failures = transcribe_files(
-        loaded, args.inputs, format=args.format, output_dir=args.output_dir, decoding=decoding
-    )
+    failures = transcribe_files(loaded, args.inputs, format=args.format, output_dir=args.output_dir, decoding=decoding)
     return 1 if failures else 0
 
 
@@ -199,13 +196,6 @@ def _read_texts(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     from asr.evaluate import read_texts
 
     return read_texts(path), {}
-
-
-def _describe(error: OSError) -> str:
-    """Name the file first, as all messages do, where the system's error names one."""
-    if error.filename is None or error.strerror is None:
-        return str(error)
-    return f"{error.filename}: {error.strerror}"
 
 
 def _terminal_width() -> int:

@@ -67,9 +67,7 @@ def ctc_loss(log_probs: Tensor, frame_lengths: Tensor, tokens: Tensor, token_len
     Returns:
         (B,) in nats; infinite where the frames cannot carry the tokens (see `min_ctc_frames`).
     """
-    return F.ctc_loss(
-        log_probs.transpose(0, 1), tokens, frame_lengths, token_lengths, blank=BLANK_ID, reduction="none"
-    )
+    return F.ctc_loss(log_probs.transpose(0, 1), tokens, frame_lengths, token_lengths, blank=BLANK_ID, reduction="none")
 
 
 def min_ctc_frames(tokens: list[int]) -> int:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from asr import audio
 from asr.checkpoint import LoadedModel
 from asr.decoding.search import DecodingConfig, recognize
+from asr.errors import one_line
 from asr.transcript import Segment, Transcript, make_segment, make_transcript
 from asr.writers import WRITERS
 
@@ -117,11 +118,9 @@ def transcribe_files(
     for source in tqdm(sources, "transcribing", unit="file", disable=not show, leave=False):
         stream = sys.stdin.buffer if source.path == STANDARD_INPUT else source.path
         try:
-            transcript = transcribe(
-                loaded, stream, name=str(source.path), decoding=decoding, segmentation=segmentation
-            )
+            transcript = transcribe(loaded, stream, name=str(source.path), decoding=decoding, segmentation=segmentation)
         except (audio.AudioError, OSError) as error:
-            tqdm.write(f"error: {describe(error)}", file=sys.stderr)
+            tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
             failures.append(source.path)
             continue
         audio_s += transcript.duration_s
@@ -143,13 +142,6 @@ def _deliver(text: str, source: Source, format: str, output_dir: Path | None) ->
     path = output_dir / source.relative.with_name(f"{source.relative.name}.{format}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def describe(error: Exception) -> str:
-    """One line for an error; the system's errors name the file last, here it comes first."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def transcribe(
@@ -238,8 +230,6 @@ def _recognize_batch(
     segments = []
     for piece, found in zip(pieces, recognize(loaded.model, waveforms, lengths, decoding), strict=True):
         end_s = start_s + len(piece) / loaded.sample_rate
-        segments.append(
-            make_segment(found, loaded.tokenizer, start_s=start_s, end_s=end_s, frame_s=loaded.frame_s)
-        )
+        segments.append(make_segment(found, loaded.tokenizer, start_s=start_s, end_s=end_s, frame_s=loaded.frame_s))
         start_s = end_s
     return segments

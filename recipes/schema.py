@@ -22,13 +22,15 @@ from asr.data.folder import FolderConfig
 from asr.data.librispeech import LibriSpeechConfig
 from asr.data.synthetic import SyntheticConfig
 from asr.decoding.search import DecodingConfig
+from asr.errors import one_line
 from asr.features import FeatureConfig
 from asr.losses import LossConfig
 from asr.nn.conformer import EncoderConfig
 from asr.nn.decoder import DecoderConfig
 from asr.tokenizer import TokenizerConfig
+from asr.training.interfaces import Interrupted, TrainingError
 from asr.training.optim import OptimConfig
-from asr.training.trainer import Interrupted, TrainerConfig, TrainingError
+from asr.training.trainer import TrainerConfig
 from asr.transcribe import SegmentationConfig
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -139,7 +141,7 @@ def launch(config_name: str, run: Callable[[Any], None]) -> None:
     try:
         main()
     except (HydraException, OmegaConfBaseException, ValueError, OSError, ImportError, TrainingError) as error:
-        sys.exit(_fail(f"error: {_one_line(error)}", 1))
+        sys.exit(_fail(f"error: {_message(error)}", 1))
     except Interrupted as stopped:
         sys.exit(_fail(str(stopped), 128 + stopped.signal_number))
     except KeyboardInterrupt:
@@ -157,15 +159,12 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _one_line(error: BaseException) -> str:
-    """The message of an error; Hydra's and OmegaConf's first line says what matters, their cause says it better."""
-    cause = error.__cause__
-    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
-        error = cause
-    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    wanted = [line for line in lines if not line.startswith(("object_type=", "reference_type="))]
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        wanted = wanted[:2]
-    return "; ".join(wanted) or type(error).__name__
+def _message(error: BaseException) -> str:
+    """One line; of what Hydra and OmegaConf say over several lines, the first two say what matters."""
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        error = error.__cause__
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return one_line(error)
+    lines = [line.strip() for line in str(error).splitlines()]
+    wanted = [line for line in lines if line and not line.startswith(("object_type=", "reference_type="))]
+    return "; ".join(wanted[:2])

@@ -174,9 +174,7 @@ def load_utterance(utterance: Utterance, *, sample_rate: int) -> Tensor:
     Raises:
         AudioError: If it cannot be read; file and reason are named.
     """
-    return audio.load(
-        utterance.audio, sample_rate=sample_rate, start_s=utterance.start_s or 0.0, end_s=utterance.end_s
-    )
+    return audio.load(utterance.audio, sample_rate=sample_rate, start_s=utterance.start_s or 0.0, end_s=utterance.end_s)
 
 
 def encode_all(utterances: Sequence[Utterance], tokenizer: Tokenizer) -> list[list[int]]:

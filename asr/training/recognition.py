@@ -21,8 +21,8 @@ from asr.nn.attention import MultiHeadAttention, RelativeAttention
 from asr.nn.model import Recognizer
 from asr.recognition import recognize_utterances
 from asr.tokenizer import EOS_ID, Tokenizer
+from asr.training.interfaces import Validation
 from asr.training.tracking import picture
-from asr.training.trainer import Validation
 
 _NUM_SAMPLES = 8  # transcripts shown at every validation
 

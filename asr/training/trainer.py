@@ -2,14 +2,11 @@
 
 import logging
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +16,10 @@ from asr.checkpoint import TrainingState, average, load_training, load_weights
 from asr.data.batching import BatchPlan
 from asr.data.dataset import Batch
 from asr.losses import Loss
-from asr.training.optim import (
-    MovingAverage,
-    OptimConfig,
-    build_optimizer,
-    learning_rate,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from asr.training.interfaces import Batches, Interrupted, Saver, TrainingError, TrainingTask, Validation
+from asr.training.optim import MovingAverage, OptimConfig, build_optimizer, learning_rate
+from asr.training.signals import StopSignals
+from asr.training.state import Progress, pack_state, unpack_state
 from asr.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -82,83 +75,6 @@ class TrainerConfig:
 
 
 @dataclass(slots=True)
-class Validation:
-    """What a validation found.
-
-    Attributes:
-        metric: Lower is better; it chooses the checkpoint.
-        scalars: Curves.
-        texts: Markdown, by name.
-        images: (3, height, width) in [0, 1], by name.
-    """
-
-    metric: float
-    scalars: dict[str, float]
-    texts: dict[str, str] = field(default_factory=dict)
-    images: dict[str, Tensor] = field(default_factory=dict)
-
-
-class TrainingTask(Protocol):
-    """A model together with its loss: a module."""
-
-    model: nn.Module
-
-    def __call__(self, batch: Batch) -> Loss:
-        """The loss of a batch."""
-
-    def train(self) -> Any:
-        """Goes to training mode."""
-
-    def eval(self) -> Any:
-        """Goes to evaluation mode."""
-
-
-class Batches(Protocol):
-    """Where batches come from."""
-
-    def start(self, epoch: int, position: int) -> Iterator[tuple[BatchPlan, Batch]]:
-        """Batches without end, from a place in an epoch on."""
-
-    def largest(self) -> Batch:
-        """The batch that needs most memory."""
-
-
-class Saver(Protocol):
-    """Writes a model folder, atomically."""
-
-    def __call__(
-        self, folder: Path, weights: dict[str, Tensor], *, training: dict[str, Any], state: TrainingState | None
-    ) -> None: ...
-
-
-class Interrupted(Exception):  # noqa: N818 (no fault: it says that a signal was obeyed)
-    """Training was told to stop and has saved; `signal_number` is what told it."""
-
-    def __init__(self, signal_number: int, folder: Path) -> None:
-        super().__init__(f"{signal.Signals(signal_number).name}: saved {folder}; the same command goes on from there")
-        self.signal_number = signal_number
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
-
-
-@dataclass(slots=True)
-class _Progress:
-    """Where training stands; all of it is saved."""
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0  # of the next batch in its epoch
-    bad_steps: int = 0  # in all
-    bad_steps_in_row: int = 0
-    elapsed_s: float = 0.0
-    validations_since_best: int = 0
-    finished: bool = False
-    best: list[tuple[float, str]] = field(default_factory=list)  # metric and checkpoint name, best first
-
-
-@dataclass(slots=True)
 class _Window:
     """What is summed up from one line of the log to the next; tensors stay on the device until it is written."""
 
@@ -208,8 +124,8 @@ class Trainer:
         self.optimizer = build_optimizer(optim, self.model)
         self.ema = MovingAverage(self.model, decay=config.ema_decay) if config.average == "ema" else None
         self.use_bfloat16 = wants_bfloat16(config.precision, device)
-        self.at = _Progress()
-        self.signal_number: int | None = None
+        self.at = Progress()
+        self.stop = StopSignals()
 
     def run(self) -> Path:
         """Trains to the end, from the latest checkpoint if there is one, and returns the folder of the chosen model.
@@ -222,7 +138,7 @@ class Trainer:
         if not self.at.finished:
             if not resumed:
                 self._try_largest_batch()
-            with _stop_signals(self):
+            with self.stop:
                 self._loop()
         return self._finish()
 
@@ -244,11 +160,11 @@ class Trainer:
                     self._validate()
                     window.since = time.monotonic()
                     self.at.finished = last or self._out_of_patience()
-                stopping = self.at.finished or self.signal_number is not None
+                stopping = self.at.finished or self.stop.number is not None
                 if stopping or self.at.step % self.config.save_every == 0:
                     checkpoint = self._save_checkpoint()
-                if self.signal_number is not None and not self.at.finished:
-                    raise Interrupted(self.signal_number, checkpoint)
+                if self.stop.number is not None and not self.at.finished:
+                    raise Interrupted(self.stop.number, checkpoint)
                 if self.at.finished:
                     break
 
@@ -396,22 +312,17 @@ class Trainer:
         return self.folder / "checkpoints"
 
     def _save_checkpoint(self) -> Path:
-        tensors = optimizer_tensors(self.optimizer, self.model)
-        if self.ema is not None:
-            tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.weights.items()}
-        tensors["random/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
-        state = {name: getattr(self.at, name) for name in _Progress.__slots__}
-        state["ema_updates"] = self.ema.num_updates if self.ema is not None else 0
         folder = self._checkpoints / f"step-{self.at.step:08d}"
         training = {"steps": self.at.step, "seconds": round(self.at.elapsed_s, 1)}
-        self.save(folder, self.model.state_dict(), training=training, state=TrainingState(tensors=tensors, state=state))
+        self.save(folder, self.model.state_dict(), training=training, state=self._pack())
         kept = {folder.name, *(name for _, name in self.at.best)}
         for old in self._checkpoints.iterdir():
             if old.name not in kept and old.name.startswith(("step-", "best-")):
                 shutil.rmtree(old)
         return folder
+
+    def _pack(self) -> TrainingState:
+        return pack_state(self.at, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device)
 
     def _resume(self) -> bool:
         """Goes on from the latest checkpoint; False if there is none."""
@@ -420,17 +331,7 @@ class Trainer:
             return False
         weights, saved = load_training(folders[-1])
         self.model.load_state_dict(weights)
-        restore_optimizer(self.optimizer, self.model, saved.tensors)
-        if self.ema is not None:
-            for name, tensor in self.ema.weights.items():
-                tensor.copy_(saved.tensors[f"ema/{name}"])
-            self.ema.num_updates = saved.state["ema_updates"]
-        for name in _Progress.__slots__:
-            setattr(self.at, name, saved.state[name])
-        self.at.best = [(metric, name) for metric, name in self.at.best]
-        torch.set_rng_state(saved.tensors["random/cpu"])
-        if self.device.type == "cuda" and "random/cuda" in saved.tensors:
-            torch.cuda.set_rng_state(saved.tensors["random/cuda"], self.device)
+        self.at = unpack_state(saved, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device)
         if self.at.step < self.config.max_steps and not self._out_of_patience():
             self.at.finished = False  # the number of steps was raised
         logger.info("going on from %s, step %d", folders[-1], self.at.step)
@@ -440,7 +341,7 @@ class Trainer:
         """Runs the largest batch forward and backward, so that want of memory shows at once; changes nothing."""
         batch = self.batches.largest()
         size = f"{len(batch.ids)} utterances, {batch.waveforms.numel() / self.sample_rate:.0f} s with padding"
-        states = torch.get_rng_state(), torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+        states = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         started = time.monotonic()
         self.task.train()
         try:
@@ -454,7 +355,7 @@ class Trainer:
             self.optimizer.zero_grad()
             torch.set_rng_state(states[0])
             if states[1] is not None:
-                torch.cuda.set_rng_state(states[1])
+                torch.cuda.set_rng_state(states[1], self.device)
         logger.info("the largest batch fits: %s, %.1f s a step", size, time.monotonic() - started)
 
 
@@ -465,23 +366,3 @@ def wants_bfloat16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-@contextmanager
-def _stop_signals(trainer: Trainer) -> Iterator[None]:
-    """Notes SIGINT and SIGTERM, so that the step ends and is saved; a second one ends the process at once."""
-
-    def note(number: int, _: FrameType | None) -> None:
-        trainer.signal_number = number
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-        logger.info("%s: saving after this step", signal.Signals(number).name)
-
-    previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    for each in previous:
-        signal.signal(each, note)
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)

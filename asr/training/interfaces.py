@@ -1,0 +1,76 @@
+"""What the trainer asks of a model, its batches and its validation, and how it ends."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from asr.checkpoint import TrainingState
+from asr.data.batching import BatchPlan
+from asr.data.dataset import Batch
+from asr.losses import Loss
+
+
+@dataclass(slots=True)
+class Validation:
+    """What a validation found.
+
+    Attributes:
+        metric: Lower is better; it chooses the checkpoint.
+        scalars: Curves.
+        texts: Markdown, by name.
+        images: (3, height, width) in [0, 1], by name.
+    """
+
+    metric: float
+    scalars: dict[str, float]
+    texts: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TrainingTask(Protocol):
+    """A model together with its loss: a module."""
+
+    model: nn.Module
+
+    def __call__(self, batch: Batch) -> Loss:
+        """The loss of a batch."""
+
+    def train(self) -> Any:
+        """Goes to training mode."""
+
+    def eval(self) -> Any:
+        """Goes to evaluation mode."""
+
+
+class Batches(Protocol):
+    """Where batches come from."""
+
+    def start(self, epoch: int, position: int) -> Iterator[tuple[BatchPlan, Batch]]:
+        """Batches without end, from a place in an epoch on."""
+
+    def largest(self) -> Batch:
+        """The batch that needs most memory."""
+
+
+class Saver(Protocol):
+    """Writes a model folder, atomically."""
+
+    def __call__(
+        self, folder: Path, weights: dict[str, Tensor], *, training: dict[str, Any], state: TrainingState | None
+    ) -> None: ...
+
+
+class Interrupted(Exception):  # noqa: N818 (no fault: it says that a signal was obeyed)
+    """Training was told to stop and has saved; `signal_number` is what told it."""
+
+    def __init__(self, signal_number: int, folder: Path) -> None:
+        super().__init__(f"{signal.Signals(signal_number).name}: saved {folder}; the same command goes on from there")
+        self.signal_number = signal_number
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
