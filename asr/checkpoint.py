@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ class LoadedModel:
     @property
     def frame_s(self) -> float:
         """Seconds from one encoder frame to the next."""
-        return self.config.features.hop_ms / 1000 * self.config.encoder.subsampling
+        return self.config.features.frame_s * self.config.encoder.subsampling
 
     @property
     def device(self) -> torch.device:
@@ -159,8 +160,8 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> LoadedModel:
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder / _MODEL}: the weights do not fit config.json: {reason}") from None
+        reason = textwrap.shorten(str(error), 300)
+        raise ValueError(f"{folder / _MODEL}: the weights do not fit {_CONFIG} and {_TOKENIZER}: {reason}") from None
     return LoadedModel(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
@@ -244,12 +245,18 @@ def _written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
             folder.rename(replaced)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise OSError(f"{folder}: cannot be saved ({reason}); earlier checkpoints are as they were") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -283,9 +290,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
+    description = _read_json(folder / _TOKENIZER)
     try:
-        return tokenizer_from_dict(_read_json(folder / _TOKENIZER))
-    except ValueError as error:
+        return tokenizer_from_dict(description)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / _TOKENIZER}: {error}") from None
 
 
@@ -300,5 +308,5 @@ def _parse_config(description: dict[str, Any], path: Path) -> ModelConfig:
             encoder=EncoderConfig(**description["encoder"]),
             decoder=DecoderConfig(**description["decoder"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the config of a model of this toolkit ({error})") from None

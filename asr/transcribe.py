@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from asr import audio
 from asr.checkpoint import LoadedModel
-from asr.decoding.search import DecodingConfig, recognize
+from asr.decoding.search import DecodingConfig, NotFiniteError, recognize
 from asr.errors import one_line
 from asr.transcript import Segment, Transcript, make_segment, make_transcript
 from asr.writers import WRITERS
@@ -58,7 +58,7 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
     """Lists the files that paths mean: files themselves, and all audio in folders, at any depth, sorted.
 
     Raises:
-        ValueError: If a folder holds no audio, or two files would write the same transcript.
+        ValueError: If a folder holds no audio.
     """
     sources: list[Source] = []
     for path in paths:
@@ -68,10 +68,20 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
         if not path.is_dir():
             sources.append(Source(path, Path(path.stem)))
             continue
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in audio.AUDIO_SUFFIXES)
+        found = (file for file in path.rglob("*") if file.suffix.lower() in audio.AUDIO_SUFFIXES)
+        files = sorted(file for file in found if not file.is_dir())
         if not files:
             raise ValueError(f"{path}: no audio in this folder; expected files of {' '.join(audio.AUDIO_SUFFIXES)}")
         sources += [Source(file, file.relative_to(path).with_suffix("")) for file in files]
+    return sources
+
+
+def refuse_clashes(sources: Sequence[Source]) -> None:
+    """Checks that every file has a transcript of its own.
+
+    Raises:
+        ValueError: If two files would write the same transcript.
+    """
     taken: dict[Path, Path] = {}
     for source in sources:
         other = taken.setdefault(source.relative, source.path)
@@ -79,7 +89,6 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
             raise ValueError(
                 f"{other} and {source.path} would both become the transcript {source.relative}; transcribe them apart"
             )
-    return sources
 
 
 def transcribe_files(
@@ -112,6 +121,8 @@ def transcribe_files(
     if format not in WRITERS:
         raise ValueError(f"format is {format!r}; choose one of {', '.join(WRITERS)}")
     sources = find_sources(inputs)
+    if output_dir is not None:
+        refuse_clashes(sources)
     failures: list[Path] = []
     audio_s, started = 0.0, time.perf_counter()
     show = progress and len(sources) > 1
@@ -162,21 +173,23 @@ def transcribe(
         segmentation: How to cut long audio.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        AudioError: If it cannot be read; the message names file and reason.
+        AudioError: If it cannot be read, or the model's answer to it is not a number; file and reason are named.
     """
     decoding = decoding or DecodingConfig()
     segmentation = segmentation or SegmentationConfig()
+    name = name or str(source)
     segments: list[Segment] = []
     end_s = 0.0
     pieces = segment_stream(
         audio.stream(source, sample_rate=loaded.sample_rate), sample_rate=loaded.sample_rate, config=segmentation
     )
     for batch in _group(pieces, max_samples=int(segmentation.max_batch_s * loaded.sample_rate)):
-        found = _recognize_batch(loaded, batch, decoding, start_s=end_s)
-        segments += found
+        try:
+            segments += _recognize_batch(loaded, batch, decoding, start_s=end_s)
+        except NotFiniteError as error:
+            raise audio.AudioError(f"{name}: {error}") from error
         end_s += sum(len(piece) for piece in batch) / loaded.sample_rate
-    return make_transcript(name or str(source), duration_s=end_s, segments=segments)
+    return make_transcript(name, duration_s=end_s, segments=segments)
 
 
 def segment_stream(blocks: Iterable[Tensor], *, sample_rate: int, config: SegmentationConfig) -> Iterator[Tensor]:
@@ -204,7 +217,7 @@ def segment_stream(blocks: Iterable[Tensor], *, sample_rate: int, config: Segmen
 
 def _quietest(waveform: Tensor, sample_rate: int) -> int:
     """The middle of the quietest window of a waveform, in samples."""
-    window, step = int(_QUIET_WINDOW_S * sample_rate), int(_QUIET_STEP_S * sample_rate)
+    window, step = min(int(_QUIET_WINDOW_S * sample_rate), len(waveform)), int(_QUIET_STEP_S * sample_rate)
     energies = waveform.square().unfold(0, window, step).mean(dim=1)
     return int(energies.argmin()) * step + window // 2
 

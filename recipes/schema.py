@@ -30,6 +30,7 @@ from asr.nn.decoder import DecoderConfig
 from asr.tokenizer import TokenizerConfig
 from asr.training.interfaces import Interrupted, TrainingError
 from asr.training.optim import OptimConfig
+from asr.training.tracking import KINDS as TRACKERS
 from asr.training.trainer import TrainerConfig
 from asr.transcribe import SegmentationConfig
 
@@ -71,6 +72,10 @@ class TrainRecipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def __post_init__(self) -> None:
+        if self.tracking not in TRACKERS:
+            raise ValueError(f"tracking is {self.tracking!r}; choose one of {', '.join(TRACKERS)}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,10 +122,28 @@ class TranscribeRecipe:
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
 
 
+@dataclass(slots=True, kw_only=True)
+class PictureRecipe:
+    """`recipes/picture.py`: one utterance through a model, drawn.
+
+    Attributes:
+        model: A model folder or a run folder.
+        audio: A short audio file.
+        output: The picture, .png, .svg or .pdf.
+        dpi: Dots an inch.
+    """
+
+    model: Path = MISSING
+    audio: Path = MISSING
+    output: Path = MISSING
+    dpi: int = 100
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
 def register() -> None:
     """Makes the dataclasses known to Hydra, so that keys and types of the YAML are checked against them."""
     store = ConfigStore.instance()
-    for recipe in (PrepareRecipe, TrainRecipe, EvaluateRecipe, TranscribeRecipe):
+    for recipe in (PrepareRecipe, TrainRecipe, EvaluateRecipe, TranscribeRecipe, PictureRecipe):
         store.store(name=recipe.__name__, node=recipe)
     for name, corpus in (("librispeech", LibriSpeechConfig), ("folder", FolderConfig), ("synthetic", SyntheticConfig)):
         store.store(group="data", name=f"{name}_schema", node=corpus)
@@ -134,18 +157,40 @@ def launch(config_name: str, run: Callable[[Any], None]) -> None:
     register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print over several lines
 
+    faults: list[Exception] = []
+
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def main(config: DictConfig) -> None:
-        run(OmegaConf.to_object(config))
+        try:
+            run(to_dataclasses(config))
+        except _FAULTS as fault:  # kept from Hydra, which would announce it in its own words first
+            faults.append(fault)
 
     try:
         main()
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, ImportError, TrainingError) as error:
-        sys.exit(_fail(f"error: {_message(error)}", 1))
+        if faults:
+            raise faults[0]
     except Interrupted as stopped:
         sys.exit(_fail(str(stopped), 128 + stopped.signal_number))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+    except _FAULTS as fault:
+        sys.exit(_fail(f"error: {_message(fault)}", 1))
+
+
+_FAULTS = (HydraException, OmegaConfBaseException, ValueError, OSError, ImportError, TrainingError, Interrupted)
+
+
+def to_dataclasses(config: DictConfig) -> Any:
+    """Makes plain dataclasses of a composed config; their checks run here.
+
+    Raises:
+        ValueError: If a key was added that the dataclass lacks, or a value is out of its range.
+    """
+    try:
+        return OmegaConf.to_object(config)
+    except AttributeError as error:
+        raise ValueError(f"{str(error).split('. Did')[0]}; take the + from the override and check its name") from None
 
 
 def run_folder() -> Path:
@@ -167,4 +212,6 @@ def _message(error: BaseException) -> str:
         return one_line(error)
     lines = [line.strip() for line in str(error).splitlines()]
     wanted = [line for line in lines if line and not line.startswith(("object_type=", "reference_type="))]
+    if "Available options" in str(error):
+        return " ".join(line for line in wanted if "path" not in line)
     return "; ".join(wanted[:2])

@@ -88,11 +88,17 @@ class BucketSampler:
         ]
 
     def largest(self) -> BatchPlan:
-        """The batch that needs most memory: as many of the longest utterances, slowed down, as fit into one."""
-        slowest = float(self.speeds.min())
-        order = np.argsort(-self.durations_s, kind="stable")
-        batch = self._cut(order, self.durations_s / slowest)[0]
-        return BatchPlan(0, 0, [Draw(int(index), slowest) for index in batch])
+        """A batch of the most seconds, padding included, that any epoch can have: memory grows with them."""
+        lengths = self.durations_s[:, None] / self.speeds  # (utterances, speeds)
+        # Any utterance at any speed can be the longest of a batch; with it come at most those that can be shorter.
+        longest = np.unique(lengths)
+        sizes = np.searchsorted(np.sort(lengths.min(axis=1)), longest, side="right")
+        sizes = np.minimum(sizes, np.minimum(self.max_batch_size, (self.max_batch_s / longest).astype(np.int64)))
+        best = int(np.argmax(longest * sizes))
+        allowed = np.where(lengths <= longest[best], lengths, 0.0)
+        order = np.argsort(-allowed.max(axis=1), kind="stable")[: sizes[best]]
+        slowest = self.speeds[allowed.argmax(axis=1)]
+        return BatchPlan(0, 0, [Draw(int(index), float(slowest[index])) for index in order])
 
     def padding_share(self, number: int) -> float:
         """Share of the seconds of an epoch that is padding, in [0, 1)."""

@@ -43,6 +43,10 @@ class DecodingConfig:
             raise ValueError(f"decoding.ctc_weight is {self.ctc_weight}; it must be in (0, 1]")
 
 
+class NotFiniteError(ValueError):
+    """The model answers with NaN: its weights are damaged, or samples are so large that their power is infinite."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recognition:
     """What was found in one utterance.
@@ -75,14 +79,15 @@ def recognize(model: Recognizer, waveforms: Tensor, lengths: Tensor, config: Dec
         One result an utterance, in order.
 
     Raises:
-        ValueError: If the mode needs a decoder and the model has none, or if the model's output is not finite.
+        ValueError: If the mode needs a decoder and the model has none, or the model is in training mode.
+        NotFiniteError: If the model's output is not a number.
     """
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() before recognition")
     encoded = model.encode(waveforms, lengths)
     log_probs = model.ctc_log_probs(encoded.frames)  # (B, T', V)
     if log_probs.isnan().any():
-        raise ValueError("the model's output is not a number (NaN); its weights or its input are damaged")
+        raise NotFiniteError("the model's output is not a number (NaN); its weights or its input are damaged")
     each = [log_probs[row, :length] for row, length in enumerate(encoded.lengths.tolist())]
     if config.mode == "greedy":
         found = [[hypothesis] for hypothesis in greedy_search(log_probs, encoded.lengths)]

@@ -46,7 +46,8 @@ class ConvSubsampling(nn.Module):
         """Returns frames (B, T', D) and their lengths (B,) for features (B, T, F) and their lengths (B,)."""
         x = features[:, None]  # (B, 1, T, F)
         for conv in self.convs:
-            x = x * valid_mask(lengths, x.shape[2])[:, None, :, None]
+            # Filled, not multiplied: what lies beyond the end may be infinite or NaN.
+            x = x.masked_fill(~valid_mask(lengths, x.shape[2])[:, None, :, None], 0.0)
             x = F.silu(conv(x))  # (B, C, T/2, F/2)
             lengths = halved(lengths)
         return self.project(x.transpose(1, 2).flatten(2)), lengths  # (B, T', D)

@@ -17,7 +17,7 @@ from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utteran
 from asr.data.manifest import Utterance
 from asr.decoding.search import DecodingConfig
 from asr.losses import Loss, LossConfig, joint_loss, teacher_forcing
-from asr.nn.attention import MultiHeadAttention, RelativeAttention
+from asr.nn.inspection import attention_maps
 from asr.nn.model import Recognizer
 from asr.recognition import recognize_utterances
 from asr.tokenizer import EOS_ID, Tokenizer
@@ -185,33 +185,8 @@ def pictures(task: RecognitionTask, waveform: Tensor, *, tokens: list[int]) -> d
         "features/plain": picture(features[0].T.flip(0), scale=2),
         "features/augmented": picture(masked[0].T.flip(0), scale=2),
     }
-    encoder_attention = model.encoder.layers()[-1].attention
-    with _recorded(encoder_attention) as calls:
-        encoded = model.encoder(features, lengths)
-    images["attention/encoder"] = picture(encoder_attention.weights(*calls[0][0], **calls[0][1])[0].mean(0), scale=3)
-    if model.decoder is not None:
-        cross_attention = model.decoder.layers()[-1].cross_attention
-        inputs = torch.tensor([[EOS_ID, *tokens]], device=device)
-        with _recorded(cross_attention) as calls:
-            model.decoder(inputs, encoded.frames, encoded.lengths)
-        weights = cross_attention.weights(*calls[0][0], mask=calls[0][1]["mask"])
-        images["attention/decoder"] = picture(weights[0].mean(0), scale=3)
+    maps = attention_maps(model, features, lengths, torch.tensor([[EOS_ID, *tokens]], device=device))
+    images["attention/encoder"] = picture(maps.encoder[-1][0].mean(0), scale=3)
+    if maps.decoder:
+        images["attention/decoder"] = picture(maps.decoder[-1][0].mean(0), scale=3)
     return images
-
-
-class _recorded:  # noqa: N801 (used as a context manager)
-    """Collects the arguments of an attention module's calls."""
-
-    def __init__(self, module: MultiHeadAttention | RelativeAttention) -> None:
-        self.module = module
-        self.calls: list[tuple[tuple, dict]] = []
-
-    def __enter__(self) -> list[tuple[tuple, dict]]:
-        self.handle = self.module.register_forward_pre_hook(self._note, with_kwargs=True)
-        return self.calls
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
-
-    def _note(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.calls.append((args, kwargs))

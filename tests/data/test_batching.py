@@ -1,0 +1,123 @@
+"""Batches: every utterance once an epoch, within the limits, from the seed alone, from any place on."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from asr.data.batching import BatchPlan, BucketSampler
+
+SPEEDS = (0.9, 1.0, 1.1)
+
+
+def realistic(number: int = 2000) -> list[float]:
+    """Durations as in read speech: many of a few seconds, a heap at 14 to 16 s."""
+    random = np.random.default_rng(0)
+    short, long = random.lognormal(1.6, 0.5, number // 2), random.uniform(12, 16.5, number - number // 2)
+    return np.concatenate([short.clip(1, 16.5), long]).tolist()
+
+
+def make_sampler(durations_s: list[float], **changes) -> BucketSampler:
+    settings = {"max_batch_s": 120.0, "max_batch_size": 64, "speeds": SPEEDS, "seed": 1}
+    return BucketSampler(durations_s, **(settings | changes))
+
+
+def padded_s(sampler: BucketSampler, plan: BatchPlan) -> float:
+    return len(plan.draws) * max(sampler.durations_s[draw.index] / draw.speed for draw in plan.draws)
+
+
+@pytest.mark.parametrize("number", [0, 1, 7])
+def test_every_utterance_is_in_exactly_one_batch_of_an_epoch(number):
+    plans = make_sampler(realistic()).epoch(number)
+    assert sorted(draw.index for plan in plans for draw in plan.draws) == list(range(2000))
+    assert [(plan.epoch, plan.position) for plan in plans] == [(number, place) for place in range(len(plans))]
+
+
+@pytest.mark.parametrize(("max_batch_s", "max_batch_size"), [(20.0, 64), (120.0, 64), (120.0, 5), (1e9, 3)])
+def test_no_batch_is_over_its_limits_with_padding_and_at_its_speeds(max_batch_s, max_batch_size):
+    sampler = make_sampler(realistic(), max_batch_s=max_batch_s, max_batch_size=max_batch_size)
+    for plan in islice(sampler, 500):
+        assert padded_s(sampler, plan) <= max_batch_s
+        assert 1 <= len(plan.draws) <= max_batch_size
+
+
+def test_all_speeds_are_drawn_about_equally_often_and_anew_every_epoch():
+    sampler = make_sampler(realistic())
+    speeds = [{draw.index: draw.speed for plan in sampler.epoch(number) for draw in plan.draws} for number in (0, 1)]
+    for speed in SPEEDS:
+        assert 500 < list(speeds[0].values()).count(speed) < 840
+    assert 1000 < sum(speeds[0][index] != speeds[1][index] for index in range(2000)) < 1660
+
+
+def test_the_same_seed_gives_the_same_plan_and_another_seed_another():
+    assert make_sampler(realistic()).epoch(3) == make_sampler(realistic()).epoch(3)
+    assert make_sampler(realistic()).epoch(3) != make_sampler(realistic(), seed=2).epoch(3)
+
+
+def test_batches_and_their_order_differ_from_epoch_to_epoch_even_without_speeds():
+    sampler = make_sampler(realistic(), speeds=[1.0])
+    first, second = sampler.epoch(0), sampler.epoch(1)
+    together = [{frozenset(draw.index for draw in plan.draws) for plan in plans} for plans in (first, second)]
+    assert len(together[0] & together[1]) < 0.1 * len(first)
+    lengths = [padded_s(sampler, plan) / len(plan.draws) for plan in first]
+    assert abs(np.corrcoef(lengths, range(len(lengths)))[0, 1]) < 0.2  # not from short to long
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 5, 11, 12, 13, 30])
+def test_a_start_in_mid_epoch_goes_on_exactly(skipped):
+    durations_s = realistic(100)
+    plans = list(islice(make_sampler(durations_s), 45))
+    start = (plans[skipped].epoch, plans[skipped].position)
+    assert list(islice(make_sampler(durations_s, start=start), 45 - skipped)) == plans[skipped:]
+
+
+def test_a_start_behind_the_last_batch_is_the_next_epoch():
+    sampler = make_sampler(realistic(100))
+    behind = make_sampler(realistic(100), start=(0, len(sampler.epoch(0))))
+    assert next(iter(behind)) == sampler.epoch(1)[0]
+
+
+@pytest.mark.parametrize("speeds", [SPEEDS, [1.0], [1.1]])
+@pytest.mark.parametrize("max_batch_s", [20.0, 31.0, 120.0])
+@pytest.mark.parametrize("max_batch_size", [2, 64])
+def test_no_planned_batch_is_larger_than_the_largest(speeds, max_batch_s, max_batch_size):
+    sampler = make_sampler(realistic(300), speeds=speeds, max_batch_s=max_batch_s, max_batch_size=max_batch_size)
+    largest = padded_s(sampler, sampler.largest())
+    assert max(padded_s(sampler, plan) for number in range(20) for plan in sampler.epoch(number)) <= largest
+    assert largest <= max_batch_s
+
+
+def test_two_utterances_of_half_a_batch_are_larger_than_one_that_is_alone():
+    sampler = make_sampler([7.0, 5.0, 4.9], max_batch_s=10.0, speeds=[1.0])
+    assert sorted(draw.index for draw in sampler.largest().draws) == [1, 2]
+
+
+def test_the_largest_batch_is_a_batch_that_can_come():
+    sampler = make_sampler(realistic(300))
+    draws = sampler.largest().draws
+    assert len({draw.index for draw in draws}) == len(draws) <= 64
+    assert {draw.speed for draw in draws} <= set(SPEEDS)
+
+
+@pytest.mark.parametrize("max_batch_s", [120.0, 600.0])
+def test_little_of_a_batch_is_padding(max_batch_s):
+    sampler = make_sampler(realistic(10_000), max_batch_s=max_batch_s, max_batch_size=256)
+    assert 0 < sampler.padding_share(0) < 0.06
+
+
+def test_the_padding_share_is_what_it_says():
+    assert make_sampler([2.0, 4.0], speeds=[1.0]).padding_share(0) == pytest.approx(2 / 8)
+
+
+def test_an_utterance_that_no_batch_can_hold_is_an_error():
+    message = (
+        r"longest utterance lasts 20\.0 s at the slowest speed, more than loader\.max_batch_s 19; raise it, or low"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_sampler([1.0, 18.0], max_batch_s=19.0)
+    make_sampler([1.0, 18.0], max_batch_s=20.0)
+
+
+def test_no_utterances_are_an_error():
+    with pytest.raises(ValueError, match="there are no utterances to make batches of"):
+        make_sampler([])

@@ -1,0 +1,213 @@
+"""Attention against the formulas of the papers, written as loops over single queries and keys."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from asr.nn.attention import KeyValueCache, MultiHeadAttention, RelativeAttention, position_code
+from asr.nn.masks import causal_mask, halved, valid_mask
+
+WIDTH, HEADS = 12, 2
+B, T = 2, 7
+
+
+def relative_attention(*, width: int = WIDTH, num_heads: int = HEADS, position_width: int = 0) -> RelativeAttention:
+    torch.manual_seed(0)
+    return tiny.randomized(RelativeAttention(width, num_heads=num_heads, position_width=position_width)).double()
+
+
+def multi_head_attention() -> MultiHeadAttention:
+    torch.manual_seed(0)
+    return tiny.randomized(MultiHeadAttention(WIDTH, num_heads=HEADS)).double()
+
+
+def inputs(*, length: int = T, width: int = WIDTH, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(B, length, width, generator=generator, dtype=torch.float64)
+
+
+def sinusoids_of(distance: int, position_width: int) -> Tensor:
+    """The code r of one distance: sines, then cosines, of geometric frequencies."""
+    angles = [distance / 10_000 ** (2 * m / position_width) for m in range(position_width // 2)]
+    return torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=torch.float64)
+
+
+def slow_relative_attention(attention: RelativeAttention, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and weights by (q_i + u)ᵀ k_j + (q_i + v)ᵀ W r_{i-j}, one score at a time; `hidden` is (B, T) of keys."""
+    batch, length, _ = x.shape
+    heads, head_width = attention.num_heads, attention.head_width
+    query, key, value = attention.query_key_value(x).chunk(3, dim=-1)
+    weights = torch.zeros(batch, heads, length, length, dtype=torch.float64)
+    context = torch.zeros_like(x)
+    for b in range(batch):
+        for h in range(heads):
+            own = slice(h * head_width, (h + 1) * head_width)
+            u, v = attention.content_bias[h, 0], attention.position_bias[h, 0]
+            for i in range(length):
+                q = query[b, i, own]
+                scores = torch.full((length,), -math.inf, dtype=torch.float64)
+                for j in range(length):
+                    r = sinusoids_of(i - j, attention.position_width)
+                    score = (q + u) @ key[b, j, own] + (q + v) @ (attention.position_weight[h] @ r)
+                    if not hidden[b, j]:
+                        scores[j] = score / math.sqrt(head_width)
+                weights[b, h, i] = scores.softmax(dim=0)
+                context[b, i, own] = weights[b, h, i] @ value[b, :, own]
+    return attention.output(context), weights
+
+
+# Relative positions
+
+
+@pytest.mark.parametrize(
+    ("width", "num_heads", "position_width"), [(12, 2, 0), (12, 4, 0), (12, 1, 20), (8, 2, 2), (1, 1, 0)]
+)
+@torch.no_grad()
+def test_relative_attention_equals_the_formula_of_the_paper(width: int, num_heads: int, position_width: int) -> None:
+    attention = relative_attention(width=width, num_heads=num_heads, position_width=position_width)
+    x = inputs(width=width)
+    hidden = torch.zeros(B, T, dtype=torch.bool)
+    hidden[1, 4:] = True
+    expected, weights = slow_relative_attention(attention, x, hidden)
+    mask = ~hidden[:, None, None]
+    # The code of the positions is float32 whatever the weights are.
+    torch.testing.assert_close(attention(x, mask=mask), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(attention.weights(x, mask=mask).double(), weights, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_relative_attention_without_a_mask_sees_every_frame() -> None:
+    attention, x = relative_attention(), inputs()
+    everything = torch.ones(B, 1, 1, T, dtype=torch.bool)
+    torch.testing.assert_close(attention(x), attention(x, mask=everything))
+    assert (attention.weights(x) > 0).all()
+
+
+@torch.no_grad()
+def test_the_two_biases_and_the_positions_all_have_an_effect() -> None:
+    x = inputs()
+    for name in ("content_bias", "position_bias", "position_weight"):
+        attention = relative_attention()
+        before = attention(x)
+        getattr(attention, name).zero_()
+        assert (attention(x) - before).abs().max() > 1e-3, name
+
+
+@pytest.mark.parametrize("offset", [1, 8, 500])
+@torch.no_grad()
+def test_only_distances_count_so_shifted_frames_get_the_same_output(offset: int) -> None:
+    attention, x = relative_attention(), inputs()
+    shifted = torch.cat([inputs(length=offset, seed=2), x], dim=1)
+    mask = torch.arange(offset + T) >= offset
+    torch.testing.assert_close(attention(shifted, mask=mask)[:, offset:], attention(x), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_the_direction_of_a_distance_counts() -> None:
+    attention = relative_attention()
+    x = inputs(length=1).expand(B, T, WIDTH)  # equal frames: only positions can make weights differ
+    weights = attention.weights(x)
+    assert (weights - weights.transpose(-2, -1)).abs().max() > 1e-3
+
+
+def test_position_code_is_sinusoidal() -> None:
+    cosines, sines = position_code(5, 6, device=torch.device("cpu"))
+    assert cosines.dtype == sines.dtype == torch.float32
+    for position in range(5):
+        row = torch.cat([sines[position], cosines[position]]).double()
+        torch.testing.assert_close(row, sinusoids_of(position, 6), atol=1e-6, rtol=0)
+
+
+# Absolute attention
+
+
+@torch.no_grad()
+def test_multi_head_attention_equals_pytorch() -> None:
+    attention, query, memory = multi_head_attention(), inputs(), inputs(length=5, seed=2)
+    hidden = torch.tensor([[False] * 5, [False, False, True, True, True]])
+    expected, weights = torch.nn.functional.multi_head_attention_forward(
+        query.transpose(0, 1),
+        memory.transpose(0, 1),
+        memory.transpose(0, 1),
+        embed_dim_to_check=WIDTH,
+        num_heads=HEADS,
+        in_proj_weight=torch.cat([attention.query.weight, attention.key_value.weight]),
+        in_proj_bias=torch.cat([attention.query.bias, attention.key_value.bias]),
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=attention.output.weight,
+        out_proj_bias=attention.output.bias,
+        training=False,
+        key_padding_mask=hidden,
+        average_attn_weights=False,
+    )
+    mask = ~hidden[:, None, None]
+    torch.testing.assert_close(attention(query, memory, mask=mask), expected.transpose(0, 1))
+    shown = attention.weights(query, memory, mask=mask)
+    torch.testing.assert_close(shown.double(), weights, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_a_projected_memory_takes_the_place_of_the_memory() -> None:
+    attention, query, memory = multi_head_attention(), inputs(), inputs(length=5, seed=2)
+    expected = attention(query, memory)
+    torch.testing.assert_close(attention(query, query, cache=attention.project_memory(memory)), expected)
+
+
+@torch.no_grad()
+def test_a_cache_grown_by_parts_equals_the_cache_of_the_whole() -> None:
+    attention, memory = multi_head_attention(), inputs()
+    whole = attention.project_memory(memory)
+    new = attention.project_memory(memory[:, 3:])
+    first = attention.project_memory(memory[:, :3])
+    grown = first.appended(new.keys, new.values)
+    torch.testing.assert_close(grown.keys, whole.keys)
+    torch.testing.assert_close(grown.values, whole.values)
+    assert first.keys.shape[2] == 3, "the shorter cache stays as it was"
+
+
+def test_a_selected_cache_holds_the_chosen_sequences_in_order() -> None:
+    keys, values = torch.randn(3, HEADS, T, 4), torch.randn(3, HEADS, T, 4)
+    chosen = KeyValueCache(keys, values).select(torch.tensor([2, 0, 2, 1]))
+    assert torch.equal(chosen.keys, keys[[2, 0, 2, 1]])
+    assert torch.equal(chosen.values, values[[2, 0, 2, 1]])
+
+
+# Both
+
+
+@pytest.mark.parametrize("make", [RelativeAttention, MultiHeadAttention])
+def test_weights_are_dropped_in_training_only(make: Callable[..., torch.nn.Module]) -> None:
+    attention = make(WIDTH, num_heads=HEADS, dropout=0.5).double()
+    x = inputs()
+    arguments = (x,) if make is RelativeAttention else (x, x)
+    torch.manual_seed(0)
+    assert not torch.equal(attention(*arguments), attention(*arguments))
+    attention.eval()
+    assert torch.equal(attention(*arguments), attention(*arguments))
+
+
+@pytest.mark.parametrize("make", [RelativeAttention, MultiHeadAttention])
+def test_a_width_that_the_heads_do_not_divide_is_an_error(make: Callable[..., torch.nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"^width 10 is not a multiple of num_heads 4; choose a width that is$"):
+        make(10, num_heads=4)
+
+
+def test_an_odd_position_width_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^position_width 5 is odd; sines and cosines come in pairs$"):
+        RelativeAttention(WIDTH, num_heads=HEADS, position_width=5)
+
+
+# Masks
+
+
+def test_masks_and_halved_lengths() -> None:
+    assert valid_mask(torch.tensor([0, 2, 3]), 3).tolist() == [[False] * 3, [True, True, False], [True] * 3]
+    assert causal_mask(3, torch.device("cpu")).tolist() == [[True, False, False], [True, True, False], [True] * 3]
+    assert halved(torch.arange(1, 8)).tolist() == [1, 1, 2, 2, 3, 3, 4]
