@@ -37,7 +37,9 @@ def recognize_utterances(
         AudioError: If a file cannot be read.
     """
     device = next(model.parameters()).device
-    with tqdm(total=len(utterances), desc="recognising", unit="utt", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=len(utterances), desc="recognising", unit="utt", disable=None if progress else True, leave=False
+    ) as bar:
         for batch in _batches(utterances, max_batch_s):
             waveforms = [load_utterance(utterance, sample_rate=sample_rate) for utterance in batch]
             lengths = torch.tensor([len(waveform) for waveform in waveforms])

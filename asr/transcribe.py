@@ -126,7 +126,8 @@ def transcribe_files(
     failures: list[Path] = []
     audio_s, started = 0.0, time.perf_counter()
     show = progress and len(sources) > 1
-    for source in tqdm(sources, "transcribing", unit="file", disable=not show, leave=False):
+    # None hides the bar where standard error is no terminal: a log has lines only.
+    for source in tqdm(sources, "transcribing", unit="file", disable=None if show else True, leave=False):
         stream = sys.stdin.buffer if source.path == STANDARD_INPUT else source.path
         try:
             transcript = transcribe(loaded, stream, name=str(source.path), decoding=decoding, segmentation=segmentation)

@@ -1,10 +1,11 @@
 """What the recipes can be told: the dataclasses behind conf/, and the start of every recipe."""
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,12 @@ def to_dataclasses(config: DictConfig) -> Any:
         return OmegaConf.to_object(config)
     except AttributeError as error:
         raise ValueError(f"{str(error).split('. Did')[0]}; take the + from the override and check its name") from None
+
+
+def write_config(recipe: TrainRecipe, path: Path) -> None:
+    """Writes what a run was told, as YAML that any program reads: paths are texts."""
+    plain = json.loads(json.dumps(asdict(recipe), default=str))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
 
 
 def run_folder() -> Path:

@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from schema import TrainRecipe, launch, run_folder
+from schema import TrainRecipe, launch, run_folder, write_config
 
 from asr import checkpoint, report
 from asr.augment import SpecAugment
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 def run(recipe: TrainRecipe) -> None:
     """Prepares the corpus, trains, and evaluates the chosen model on the test sets."""
     folder, device = run_folder(), pick_device(recipe.device, num_threads=recipe.num_threads)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)), encoding="utf-8")
+    write_config(recipe, folder / "config.yaml")
     splits = recipe.data.prepare()
     texts = [utterance.text for path in splits.train for utterance in manifest.read(path)]
     tokenizer = build_tokenizer(recipe.tokenizer, texts)

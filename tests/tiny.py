@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import soundfile
 import torch
 from torch import Tensor, nn
 
@@ -58,13 +60,14 @@ def make_decoder_config(*, num_layers: int = 2, dropout: float = 0.1) -> Decoder
 
 
 def make_model(*, subsampling: int = 4, num_decoder_layers: int = 2, seed: int = 0) -> Recognizer:
-    """A recogniser in eval mode with random weights that do not all say the same."""
+    """A recogniser in eval mode with random weights; of noise it makes words, not always the same letter."""
     config = make_config(subsampling=subsampling, num_decoder_layers=num_decoder_layers)
     torch.manual_seed(seed)
     model = randomized(checkpoint.build_model(config, make_tokenizer()), seed=seed)
     with torch.no_grad():
-        # Features are normalised, and so are the encoder's frames: without this, all labels would be equally likely.
         model.ctc.weight.mul_(4)
+        logits = model.ctc(model.encode(noise(8000)[None], torch.tensor([8000])).frames)
+        model.ctc.bias.sub_(logits.mean(dim=(0, 1)))
     return model
 
 
@@ -115,3 +118,14 @@ def pad(sequences: list[Tensor], *, length: int = 0, value: float = 0.0) -> tupl
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence
     return padded, torch.tensor(lengths)
+
+
+def write_noise(
+    path: Path, *, duration_s: float = 1.0, sample_rate: int = SAMPLE_RATE, num_channels: int = 1, seed: int = 0
+) -> Path:
+    """Writes noise, the same in every channel, in the format that the suffix names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mono = noise(round(duration_s * sample_rate), seed=seed).numpy()
+    kind = {"format": "OGG", "subtype": "OPUS"} if path.suffix == ".opus" else {}
+    soundfile.write(path, np.stack([mono] * num_channels, axis=1), sample_rate, **kind)
+    return path

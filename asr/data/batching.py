@@ -91,7 +91,7 @@ class BucketSampler:
         """A batch of the most seconds, padding included, that any epoch can have: memory grows with them."""
         lengths = self.durations_s[:, None] / self.speeds  # (utterances, speeds)
         # Any utterance at any speed can be the longest of a batch; with it come at most those that can be shorter.
-        longest = np.unique(lengths)
+        longest = np.unique(lengths)[::-1]
         sizes = np.searchsorted(np.sort(lengths.min(axis=1)), longest, side="right")
         sizes = np.minimum(sizes, np.minimum(self.max_batch_size, (self.max_batch_s / longest).astype(np.int64)))
         best = int(np.argmax(longest * sizes))

@@ -212,7 +212,16 @@ def preload(
     # Decoders release Python's lock, so threads suffice.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waveforms = pool.map(read, utterances)
-        return list(tqdm(waveforms, "reading audio", len(utterances), unit="file", disable=not progress, leave=False))
+        return list(
+            tqdm(
+                waveforms,
+                "reading audio",
+                len(utterances),
+                unit="file",
+                disable=None if progress else True,
+                leave=False,
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)

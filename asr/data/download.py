@@ -74,7 +74,9 @@ def checksum(path: Path, *, progress: bool) -> str:
     size = path.stat().st_size
     with (
         path.open("rb") as stream,
-        tqdm(desc=f"checking {path.name}", total=size, unit="B", unit_scale=True, disable=not progress) as bar,
+        tqdm(
+            desc=f"checking {path.name}", total=size, unit="B", unit_scale=True, disable=None if progress else True
+        ) as bar,
     ):
         while block := stream.read(_BLOCK):
             digest.update(block)
@@ -110,7 +112,7 @@ def extract(archive: Path, folder: Path, *, progress: bool) -> None:
         total=archive.stat().st_size,
         unit="B",
         unit_scale=True,
-        disable=not progress,
+        disable=None if progress else True,
     )
     try:
         with bar, archive.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:gz") as tar:
@@ -183,7 +185,7 @@ def _fetch_once(url: str, part: Path, *, have: int, num_bytes: int, progress: bo
             total=num_bytes,
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            disable=None if progress else True,
         )
         with bar, part.open("ab" if have else "wb") as stream:
             while block := _read_block(response):

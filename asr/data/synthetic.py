@@ -331,7 +331,7 @@ def _build_subset(folder: Path, subset: str, config: SyntheticConfig, *, progres
     with (
         espeak.Synthesizer() as synthesizer,
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(desc=f"{config.name} {subset}", unit="utt", disable=not progress, mininterval=0.5) as bar,
+        tqdm(desc=f"{config.name} {subset}", unit="utt", disable=None if progress else True, mininterval=0.5) as bar,
     ):
         for plan in plans(subset, seed=config.seed):
             if seconds >= seconds_wanted and number >= num_wanted and not uncovered:

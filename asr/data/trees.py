@@ -108,7 +108,9 @@ def measure(entries: Sequence[Entry], *, name: str, progress: bool) -> Collected
     contents = Collected(utterances=[], num_transcripts=len(entries))
     with ThreadPool(_NUM_THREADS) as pool:
         lengths = pool.imap(_length, (entry.audio for entry in entries), chunksize=32)
-        bar = tqdm(lengths, desc=name, total=len(entries), unit="utt", disable=not progress, mininterval=0.5)
+        bar = tqdm(
+            lengths, desc=name, total=len(entries), unit="utt", disable=None if progress else True, mininterval=0.5
+        )
         for entry, length in zip(entries, bar, strict=True):
             if isinstance(length, Problem):
                 contents.problems.append(length)

@@ -2,6 +2,7 @@
 
 # N running hypotheses, K candidates a hypothesis, T' encoder frames, D width, V vocabulary
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -71,11 +72,13 @@ def joint_search(
         ctc = prefixes.scores.view_as(attention)
         bonus = length_bonus * (length + (candidates != EOS_ID))
         scores = ctc_weight * ctc + (1 - ctc_weight) * attention + bonus
+        # Candidate 0 is the end of sentence. One copy to the host for all rows.
+        ended = torch.stack([scores[:, 0], ctc[:, 0], attention[:, 0]], dim=1).tolist()
         finished += [
-            Hypothesis(beam.tokens[row], float(scores[row, 0]), _parts(ctc[row, 0], attention[row, 0]))
-            for row in range(len(beam.tokens))
-            if scores[row, 0].isfinite()
-        ]  # candidate 0 is the end of sentence
+            Hypothesis(tokens, total, {"ctc": ctc_score, "attention": attention_score})
+            for tokens, (total, ctc_score, attention_score) in zip(beam.tokens, ended, strict=True)
+            if math.isfinite(total)
+        ]
         finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:beam_size]
 
         running = scores[:, 1:].flatten()
@@ -104,7 +107,3 @@ def _candidates(next_log_probs: Tensor, num_candidates: int) -> Tensor:
     allowed[:, [BLANK_ID, EOS_ID]] = -torch.inf
     best = allowed.topk(num_candidates, dim=1).indices
     return torch.cat([torch.full_like(best[:, :1], EOS_ID), best], dim=1)
-
-
-def _parts(ctc: Tensor, attention: Tensor) -> dict[str, float]:
-    return {"ctc": float(ctc), "attention": float(attention)}

@@ -111,6 +111,9 @@ class WordErrorValidation:
         utterances: The validation set.
         sample_rate: Of the model, in Hz.
         max_batch_s: Most seconds of audio of a batch.
+
+    Raises:
+        ValueError: If the validation set is empty.
     """
 
     task: RecognitionTask
@@ -118,6 +121,13 @@ class WordErrorValidation:
     utterances: list[Utterance]
     sample_rate: int
     max_batch_s: float
+
+    def __post_init__(self) -> None:
+        if not self.utterances:
+            raise ValueError(
+                "there are no utterances to choose the model on; name sets in data.valid, or keep some of the training "
+                "sets back with data.holdout_utterances"
+            )
 
     def __call__(self) -> Validation:
         """Recognises and scores the validation set with the weights that the model has now."""
@@ -139,8 +149,15 @@ class WordErrorValidation:
             metric=score.wer,
             scalars={"valid/wer": score.wer, "valid/cer": score.cer},
             texts={"valid/transcripts": table},
-            images=pictures(self.task, waveform, tokens=self.tokenizer.encode(self.utterances[0].text)),
+            images=pictures(self.task, waveform, tokens=self._tokens(self.utterances[0].text)),
         )
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of a text; none where it has a character that the training texts lack, which is no fault here."""
+        try:
+            return self.tokenizer.encode(text)
+        except ValueError:
+            return []
 
 
 def refuse_other_run(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:

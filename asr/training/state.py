@@ -70,7 +70,8 @@ def unpack_state(
     """
     restore_optimizer(optimizer, model, saved.tensors)
     if ema is not None:
-        if not saved.state["ema_updates"]:
+        # Not by the number of updates: it is 0 where every step so far was skipped.
+        if not any(name.startswith("ema/") for name in saved.tensors):
             raise ValueError("the checkpoint has no moving average of the weights; go on with trainer.average=best")
         for name, tensor in ema.weights.items():
             tensor.copy_(saved.tensors[f"ema/{name}"])

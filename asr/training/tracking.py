@@ -1,5 +1,6 @@
 """Where training's curves, texts and pictures go: TensorBoard, Weights & Biases, or nowhere."""
 
+import html
 from pathlib import Path
 from typing import Protocol
 
@@ -98,7 +99,7 @@ class WandbTracker:
 
     def text(self, name: str, text: str, *, step: int) -> None:
         """Shows a text."""
-        self.run.log({name: self.wandb.Html(f"<pre>{text}</pre>")}, step=step)
+        self.run.log({name: self.wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
 
     def image(self, name: str, image: Tensor, *, step: int) -> None:
         """Shows a picture, (3, height, width) in [0, 1]."""

@@ -146,7 +146,9 @@ class Trainer:
         started = time.monotonic() - self.at.elapsed_s
         stream = self.batches.start(self.at.epoch, self.at.position)
         window = _Window()
-        bar = tqdm(total=self.config.max_steps, initial=self.at.step, unit="step", disable=not self.show_progress)
+        bar = tqdm(
+            total=self.config.max_steps, initial=self.at.step, unit="step", disable=None if self.show_progress else True
+        )
         with bar:
             while self.at.step < self.config.max_steps:
                 self._step(stream, window)
@@ -346,7 +348,9 @@ class Trainer:
         self.task.train()
         try:
             self._backward(batch)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
             raise TrainingError(
                 f"not enough memory on {self.device} for the largest batch ({size}); lower loader.max_batch_s and "
                 "raise trainer.accumulate by as much, or lower loader.max_duration_s"
@@ -357,6 +361,11 @@ class Trainer:
             if states[1] is not None:
                 torch.cuda.set_rng_state(states[1], self.device)
         logger.info("the largest batch fits: %s, %.1f s a step", size, time.monotonic() - started)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On processors PyTorch raises a plain RuntimeError, known only by its text.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def wants_bfloat16(precision: str, device: torch.device) -> bool:

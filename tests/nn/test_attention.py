@@ -102,7 +102,7 @@ def test_the_two_biases_and_the_positions_all_have_an_effect() -> None:
 def test_only_distances_count_so_shifted_frames_get_the_same_output(offset: int) -> None:
     attention, x = relative_attention(), inputs()
     shifted = torch.cat([inputs(length=offset, seed=2), x], dim=1)
-    mask = torch.arange(offset + T) >= offset
+    mask = (torch.arange(offset + T) >= offset)[None]
     torch.testing.assert_close(attention(shifted, mask=mask)[:, offset:], attention(x), atol=1e-4, rtol=0)
 
 

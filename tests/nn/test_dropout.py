@@ -1,0 +1,91 @@
+"""Dropout: how much it drops, that the mean stays, and that a seed repeats it."""
+
+import pytest
+import torch
+
+from asr.nn.dropout import Dropout
+
+MANY = 200_000
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.25, 0.5, 0.9])
+def test_the_asked_share_is_dropped_and_the_mean_stays(probability: float) -> None:
+    torch.manual_seed(0)
+    dropped = Dropout(probability)(torch.ones(MANY))
+    share = float((dropped == 0).double().mean())
+    # A step of the probability is 1/256; five standard deviations of the draw come on top.
+    spread = (probability * (1 - probability) / MANY) ** 0.5
+    assert abs(share - probability) < 1 / 512 + 5 * spread
+    assert float(dropped.double().mean()) == pytest.approx(1, abs=5 * spread / (1 - probability))
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.999])
+def test_kept_values_are_scaled_by_the_share_that_is_kept(probability: float) -> None:
+    torch.manual_seed(0)
+    values = Dropout(probability)(torch.ones(MANY)).unique().tolist()
+    in_use = min(round(probability * 256), 255) / 256
+    assert values == pytest.approx([0, 1 / (1 - in_use)])
+
+
+def test_all_places_are_dropped_alike() -> None:
+    torch.manual_seed(0)
+    rows = Dropout(0.5)(torch.ones(4000, 24))
+    assert ((rows == 0).double().mean(dim=0) - 0.5).abs().max() < 0.05
+    neighbours = ((rows[:, 1:] == 0) == (rows[:, :-1] == 0)).double().mean()
+    assert abs(float(neighbours) - 0.5) < 0.02, "neighbours are dropped independently"
+
+
+def test_a_seed_repeats_the_draw_and_calls_differ() -> None:
+    dropout, x = Dropout(0.5), torch.randn(3, 5, 7)
+    torch.manual_seed(4)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(4)
+    assert torch.equal(dropout(x), first)
+    assert torch.equal(dropout(x), second)
+    assert not torch.equal(first, second)
+
+
+def test_the_gradient_is_dropped_where_the_value_is() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    y = Dropout(0.4)(x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (8,), (9,), (3, 5), (2, 0, 3), (1, 3, 11)])
+def test_any_shape_keeps_its_shape(shape: tuple[int, ...]) -> None:
+    assert Dropout(0.5)(torch.ones(shape)).shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_dtype_and_layout_is_kept(dtype: torch.dtype) -> None:
+    x = torch.ones(6, 4, dtype=dtype).t()
+    dropped = Dropout(0.5)(x)
+    assert dropped.dtype == dtype
+    assert set(dropped.flatten().tolist()) <= {0.0, 2.0}
+
+
+def test_evaluation_and_probability_zero_change_nothing() -> None:
+    x = torch.randn(10)
+    state = torch.get_rng_state()
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert torch.equal(Dropout(0.9).eval()(x), x)
+    assert torch.equal(torch.get_rng_state(), state), "and draw nothing"
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.0, 2.0])
+def test_a_probability_outside_of_its_range_is_an_error(probability: float) -> None:
+    with pytest.raises(ValueError, match=rf"^dropout probability is {probability}; it must be in \[0, 1\)$"):
+        Dropout(probability)
+
+
+def test_the_printout_shows_the_probability() -> None:
+    assert repr(Dropout(0.25)) == "Dropout(0.25)"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_drops_the_asked_share_too() -> None:
+    dropped = Dropout(0.25)(torch.ones(MANY, device="cuda"))
+    assert float((dropped == 0).double().mean()) == pytest.approx(0.25, abs=0.01)

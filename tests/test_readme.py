@@ -1,0 +1,50 @@
+"""Every command that the README shows is one that exists and is understood."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from asr.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "recipes"))
+import schema  # noqa: E402
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.removeprefix("$ ").split("  #")[0].strip()
+    for block in re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+
+
+def test_the_readme_shows_commands():
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_shown_command_is_understood(command):
+    words = shlex.split(command.split(" | ")[-1])
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif words[0].endswith("asr"):
+        assert build_parser().parse_args(words[1:]).run
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+        schema.register()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose(Path(words[1]).stem, overrides=words[2:])
+        OmegaConf.to_object(config)
+    else:
+        assert words[0] == "tensorboard"
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_a_linked_file_exists(link):
+    assert (ROOT / link).exists()
