@@ -107,7 +107,8 @@ def transcribe_files(
         loaded: The recogniser.
         inputs: Files and folders; `-` is standard input.
         format: A key of `asr.writers.WRITERS`.
-        output_dir: `a/b.flac` under a given folder becomes `OUTPUT_DIR/a/b.FORMAT`; None prints to standard output.
+        output_dir: `a/b.flac` under a given folder becomes `OUTPUT_DIR/a/b.FORMAT`; None prints to standard output,
+            where the text of each of several files follows its name.
         decoding: How to search.
         segmentation: How to cut long audio.
         progress: Whether to show a progress bar for several files, and a summary.
@@ -116,10 +117,12 @@ def transcribe_files(
         The files that could not be transcribed.
 
     Raises:
-        ValueError: If there is no such format, or nothing to transcribe.
+        ValueError: If there is no such format, nothing to transcribe, or the output folder is a file.
     """
     if format not in WRITERS:
         raise ValueError(f"format is {format!r}; choose one of {', '.join(WRITERS)}")
+    if output_dir is not None and output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"{output_dir}: is a file; name a folder for the transcripts")
     sources = find_sources(inputs)
     if output_dir is not None:
         refuse_clashes(sources)
@@ -136,7 +139,10 @@ def transcribe_files(
             failures.append(source.path)
             continue
         audio_s += transcript.duration_s
-        _deliver(WRITERS[format](transcript), source, format, output_dir)
+        text = WRITERS[format](transcript)
+        if output_dir is None and format == "txt" and len(sources) > 1:
+            text = f"{source.path}: {text}"
+        _deliver(text, source, format, output_dir)
     if progress and output_dir is not None:
         speed = audio_s / (time.perf_counter() - started)
         done = len(sources) - len(failures)

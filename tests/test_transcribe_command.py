@@ -235,3 +235,17 @@ def test_info_tells_what_a_model_is_made_of(workplace: Path, capsys: pytest.Capt
     assert rows["frame"] == "40 ms"
     assert json.loads(rows["encoder"])["width"] == tiny.WIDTH
     assert json.loads(rows["training"]) == {"steps": 3}
+
+
+def test_the_texts_of_several_files_follow_their_names(
+    workplace: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy("good.wav", "other.wav")
+    text = transcribe(loaded, Path("good.wav")).text
+    assert run(["good.wav", "other.wav"], capsys) == (0, f"good.wav: {text}\nother.wav: {text}\n", "")
+
+
+def test_an_output_folder_that_is_a_file_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(["good.wav", "--output-dir", "good.wav"], capsys)
+    assert (code, out) == (1, "")
+    assert err == "error: good.wav: is a file; name a folder for the transcripts\n"
