@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asr.nn.masks import valid_mask
 from asr.tokenizer import BLANK_ID, EOS_ID
 
 _IGNORED = -100  # what cross_entropy skips
@@ -23,11 +24,14 @@ class LossConfig:
         label_smoothing: Probability mass spread evenly over the vocabulary in the attention loss, in [0, 1).
         intermediate_weight: Share of the CTC loss that comes from the encoder's intermediate layers, in [0, 1)
             (Lee & Watanabe 2021, eq. 7); 0 leaves them out.
+        consistency_weight: Above 0, every utterance is masked twice, and this many times the divergence between the
+            two CTC outputs is added (CR-CTC, Yao et al. 2024); it doubles the work of a step. 0 leaves it out.
     """
 
     ctc_weight: float = 0.3
     label_smoothing: float = 0.1
     intermediate_weight: float = 0.0
+    consistency_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.ctc_weight <= 1:
@@ -35,6 +39,8 @@ class LossConfig:
         for name in ("label_smoothing", "intermediate_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if self.consistency_weight < 0:
+            raise ValueError(f"loss.consistency_weight is {self.consistency_weight}; it must not be negative")
 
 
 @dataclass(slots=True)
@@ -109,6 +115,24 @@ def attention_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float) -
     )
 
 
+def consistency_loss(log_probs: Tensor, frame_lengths: Tensor) -> Tensor:
+    """Divergence between the CTC outputs of two views of each utterance (CR-CTC, Yao et al. 2024, eq. 3 and 4).
+
+    Each view learns from the other, which is held fixed: ½ Σ_t KL(sg(b_t) ‖ a_t) + ½ Σ_t KL(sg(a_t) ‖ b_t).
+
+    Args:
+        log_probs: CTC log-probabilities (2B, T', V), float32; rows b and B + b are views of one utterance.
+        frame_lengths: (2B,) integers.
+
+    Returns:
+        (B,) in nats, a sum over frames.
+    """
+    others = torch.roll(log_probs, len(log_probs) // 2, dims=0).detach()
+    divergence = F.kl_div(log_probs, others, reduction="none", log_target=True).sum(dim=-1)  # (2B, T')
+    views = (divergence * valid_mask(frame_lengths, divergence.shape[1])).sum(dim=1)  # (2B,)
+    return 0.5 * views.unflatten(0, (2, -1)).sum(dim=0)
+
+
 def joint_loss(
     config: LossConfig,
     *,
@@ -131,6 +155,8 @@ def joint_loss(
         tokens: (B, U) integers.
         token_lengths: (B,) integers.
         num_tokens: Sum of `token_lengths`, known on the host without a synchronisation.
+
+    With `config.consistency_weight`, rows b and B + b of everything are two views of one utterance.
     """
     ctc = ctc_loss(log_probs, frame_lengths, tokens, token_lengths).sum()
     parts = {"ctc": ctc.detach()}
@@ -140,9 +166,14 @@ def joint_loss(
         parts["intermediate_ctc"] = intermediate.detach()
         ctc = (1 - config.intermediate_weight) * ctc + config.intermediate_weight * intermediate
     total = ctc
+    if config.consistency_weight:
+        # The other sums go over both views; twice this one keeps their ratio when all is halved in the end.
+        consistency = 2 * consistency_loss(log_probs, frame_lengths).sum()
+        parts["consistency"] = consistency.detach()
+        total = total + config.consistency_weight * consistency
     if logits is not None and config.ctc_weight < 1:
         _, targets = teacher_forcing(tokens, token_lengths)
         attention = attention_loss(logits, targets, label_smoothing=config.label_smoothing)
         parts["attention"] = attention.detach()
-        total = config.ctc_weight * ctc + (1 - config.ctc_weight) * attention
+        total = config.ctc_weight * total + (1 - config.ctc_weight) * attention
     return Loss(total, max(1, num_tokens), parts)

@@ -9,7 +9,15 @@ import torch
 from alignments import collapse, transcript_probabilities
 from torch import Tensor
 
-from asr.losses import LossConfig, attention_loss, ctc_loss, joint_loss, min_ctc_frames, teacher_forcing
+from asr.losses import (
+    LossConfig,
+    attention_loss,
+    consistency_loss,
+    ctc_loss,
+    joint_loss,
+    min_ctc_frames,
+    teacher_forcing,
+)
 from asr.tokenizer import EOS_ID
 
 VOCAB_SIZE = 4
@@ -194,9 +202,42 @@ def test_only_the_total_carries_gradients() -> None:
     assert loss.total.requires_grad and not any(part.requires_grad for part in loss.parts.values())
 
 
+# Consistency of two views
+
+
+def test_consistency_loss_is_the_mean_divergence_of_both_views_over_the_valid_frames() -> None:
+    log_probs, lengths = random_log_probs(4, 5, VOCAB_SIZE), [5, 3]
+    expected = []
+    for row, length in enumerate(lengths):
+        a, b = log_probs[row, :length], log_probs[row + 2, :length]
+        forward = sum(float(p.exp() * (p - q)) for p, q in zip(b.flatten(), a.flatten(), strict=True))
+        backward = sum(float(p.exp() * (p - q)) for p, q in zip(a.flatten(), b.flatten(), strict=True))
+        expected.append((forward + backward) / 2)
+    torch.testing.assert_close(consistency_loss(log_probs, torch.tensor(lengths * 2)), torch.tensor(expected))
+
+
+def test_equal_views_are_consistent() -> None:
+    view = random_log_probs(2, 5, VOCAB_SIZE)
+    torch.testing.assert_close(consistency_loss(view.repeat(2, 1, 1), torch.tensor([5, 4, 5, 4])), torch.zeros(2))
+
+
+def test_each_view_learns_from_the_other_which_is_held_fixed() -> None:
+    a, b = random_log_probs(1, 3, VOCAB_SIZE).requires_grad_(), random_log_probs(1, 3, VOCAB_SIZE, seed=1)
+    consistency_loss(torch.cat([a, b]), torch.tensor([3, 3])).sum().backward()
+    torch.testing.assert_close(a.grad, -0.5 * b.exp())  # of the divergence from b; none of that towards b
+
+
+def test_the_consistency_of_the_views_is_added_to_the_ctc_loss() -> None:
+    without, with_it = joint(LossConfig(ctc_weight=0.4)), joint(LossConfig(ctc_weight=0.4, consistency_weight=0.2))
+    expected = 2 * consistency_loss(random_log_probs(4, 6, VOCAB_SIZE), torch.tensor([6, 5, 3, 2])).sum()
+    torch.testing.assert_close(with_it.parts["consistency"], expected)
+    torch.testing.assert_close(with_it.total - without.total, 0.4 * 0.2 * expected)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"consistency_weight": -0.1}, "loss.consistency_weight is -0.1; it must not be negative"),
         ({"ctc_weight": -0.1}, "loss.ctc_weight is -0.1; it must be in [0, 1]"),
         ({"ctc_weight": 1.5}, "loss.ctc_weight is 1.5; it must be in [0, 1]"),
         ({"label_smoothing": 1.0}, "loss.label_smoothing is 1.0; it must be in [0, 1)"),

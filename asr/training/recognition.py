@@ -45,12 +45,16 @@ class RecognitionTask(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch on the model's device."""
         features, lengths = self.model.features(batch.waveforms, batch.lengths)
+        tokens, token_lengths, num_tokens = batch.tokens, batch.token_lengths, batch.num_tokens
+        if self.loss.consistency_weight:  # two views of each utterance, which differ in their masks and in dropout
+            features, lengths = features.repeat(2, 1, 1), lengths.repeat(2)
+            tokens, token_lengths, num_tokens = tokens.repeat(2, 1), token_lengths.repeat(2), 2 * num_tokens
         generator = torch.Generator().manual_seed(batch.seed)
         features = self.spec_augment(features, lengths, generator=generator)
         encoded = self.model.encoder(features, lengths)
         logits = None
         if self.model.decoder is not None and self.loss.ctc_weight < 1:
-            inputs, _ = teacher_forcing(batch.tokens, batch.token_lengths)
+            inputs, _ = teacher_forcing(tokens, token_lengths)
             logits = self.model.decoder(inputs, encoded.frames, encoded.lengths)
         return joint_loss(
             self.loss,
@@ -58,9 +62,9 @@ class RecognitionTask(nn.Module):
             intermediate_log_probs=[self.model.ctc_log_probs(each) for each in encoded.intermediate],
             frame_lengths=encoded.lengths,
             logits=logits,
-            tokens=batch.tokens,
-            token_lengths=batch.token_lengths,
-            num_tokens=batch.num_tokens,
+            tokens=tokens,
+            token_lengths=token_lengths,
+            num_tokens=num_tokens,
         )
 
 
