@@ -129,7 +129,7 @@ class Comparison:
         wer_a, wer_b: word error rates, as fractions.
         difference: `wer_b - wer_a`; negative where B is better.
         ci95: percentile bootstrap 95 % interval of `difference`, drawing utterances.
-        p_value: share of the draws in which the difference vanishes or has the other sign; 1 where it is zero anyway.
+        p_value: two-sided: twice the share of draws in which the difference vanishes or has the other sign, at most 1.
         ci95_by_speaker, p_value_by_speaker: the same drawing speakers; None under the terms of `Score`.
     """
 
@@ -369,7 +369,9 @@ def _bootstrap(counts: np.ndarray, *, num_draws: int, seed: int) -> np.ndarray:
 def _test_difference(totals: np.ndarray, difference: float) -> tuple[tuple[float, float], float]:
     """Interval and p-value of `Comparison` from drawn totals of A's errors, B's errors and words, (3, num_draws)."""
     drawn = _rate(totals[1] - totals[0], totals[2])
-    return _interval(drawn), float(np.mean(drawn * np.sign(difference) <= 0))
+    # Counting one draw more than there are keeps the estimate from being zero (Davison & Hinkley 1997, eq. 4.11).
+    other_sign = (np.count_nonzero(drawn * np.sign(difference) <= 0) + 1) / (len(drawn) + 1)
+    return _interval(drawn), min(1.0, 2 * float(other_sign))
 
 
 def _rate(errors: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -90,10 +90,6 @@ class FeatureConfig:
         """Seconds from one frame to the next. Frame t is centred at t * frame_s."""
         return self.hop_samples / self.sample_rate
 
-    def num_frames(self, num_samples: int) -> int:
-        """Frames T of an utterance of S samples: 1 + S // hop."""
-        return 1 + num_samples // self.hop_samples
-
 
 class LogMel(nn.Module):
     """Log-mel filter bank features with per-utterance normalisation.

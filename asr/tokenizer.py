@@ -83,14 +83,6 @@ class Tokenizer(ABC):
             starts_word = False
         return groups
 
-    def token_is_word_start(self, token_id: int) -> bool:
-        """Whether the word before ends at this token: a BPE token with U+2581, or the space between characters.
-
-        Raises:
-            ValueError: the id is outside the vocabulary.
-        """
-        return self._text_of(token_id).startswith(" ")
-
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Everything that `tokenizer_from_dict` needs, as plain JSON values."""

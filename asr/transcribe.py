@@ -16,12 +16,14 @@ from asr.checkpoint import LoadedModel
 from asr.decoding.search import DecodingConfig, NotFiniteError, recognize
 from asr.errors import one_line
 from asr.transcript import Segment, Transcript, make_segment, make_transcript
-from asr.writers import WRITERS
+from asr.writers import LINE_WRITERS, WRITERS
 
 STANDARD_INPUT = Path("-")
 
 # Audio is cut where it is quietest: means over 200 ms, looked at every 20 ms.
 _QUIET_WINDOW_S, _QUIET_STEP_S = 0.2, 0.02
+# What is left behind a cut is at least this long where the limits allow it: a word on its own is recognised badly.
+_SHORTEST_REST_S = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class SegmentationConfig:
     max_batch_s: float = 100.0
 
     def __post_init__(self) -> None:
+        if not self.max_batch_s > 0:
+            raise ValueError(f"max_batch_s is {self.max_batch_s:g}; it must be above 0")
         if not 1 <= self.min_segment_s < self.max_segment_s:
             raise ValueError(
                 f"min_segment_s {self.min_segment_s:g} and max_segment_s {self.max_segment_s:g}: the first must be "
@@ -108,7 +112,7 @@ def transcribe_files(
         inputs: Files and folders; `-` is standard input.
         format: A key of `asr.writers.WRITERS`.
         output_dir: `a/b.flac` under a given folder becomes `OUTPUT_DIR/a/b.FORMAT`; None prints to standard output,
-            where the text of each of several files follows its name.
+            where each of several files has one line.
         decoding: How to search.
         segmentation: How to cut long audio.
         progress: Whether to show a progress bar for several files, and a summary.
@@ -139,9 +143,8 @@ def transcribe_files(
             failures.append(source.path)
             continue
         audio_s += transcript.duration_s
-        text = WRITERS[format](transcript)
-        if output_dir is None and format == "txt" and len(sources) > 1:
-            text = f"{source.path}: {text}"
+        several = output_dir is None and len(sources) > 1
+        text = (LINE_WRITERS if several else WRITERS)[format](transcript)
         _deliver(text, source, format, output_dir)
     if progress and output_dir is not None:
         speed = audio_s / (time.perf_counter() - started)
@@ -211,11 +214,12 @@ def segment_stream(blocks: Iterable[Tensor], *, sample_rate: int, config: Segmen
         Waveforms (S,), at most `max_segment_s` long.
     """
     longest, shortest = int(config.max_segment_s * sample_rate), int(config.min_segment_s * sample_rate)
+    rest = min(int(_SHORTEST_REST_S * sample_rate), (longest - shortest) // 2)
     held = torch.zeros(0)
     for block in blocks:
         held = torch.cat([held, block])
         while len(held) > longest:
-            cut = shortest + _quietest(held[shortest:longest], sample_rate)
+            cut = shortest + _quietest(held[shortest : longest - rest], sample_rate)
             yield held[:cut]
             held = held[cut:]
     if len(held):

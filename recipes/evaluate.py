@@ -11,7 +11,8 @@ def run(recipe: EvaluateRecipe) -> None:
     """Recognises and scores every set; writes results.json, transcripts.txt and errors.txt in a folder of its name."""
     loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device, num_threads=recipe.num_threads))
     scores, speeds = {}, []
-    for path in recipe.manifests or recipe.data.prepare().test:
+    manifests = recipe.manifests or (recipe.data.prepare().test if recipe.data else [])
+    for path in manifests:
         scores[path.stem], results = evaluate_manifest(
             loaded, path, decoding=recipe.decoding, output=recipe.output, max_batch_s=recipe.max_batch_s
         )

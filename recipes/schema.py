@@ -10,29 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from asr.augment import AugmentConfig
 from asr.data.corpora import CorpusConfig
-from asr.data.dataset import LoaderConfig
 from asr.data.folder import FolderConfig
 from asr.data.librispeech import LibriSpeechConfig
 from asr.data.synthetic import SyntheticConfig
 from asr.decoding.search import DecodingConfig
 from asr.errors import one_line
-from asr.features import FeatureConfig
-from asr.losses import LossConfig
-from asr.nn.conformer import EncoderConfig
-from asr.nn.decoder import DecoderConfig
 from asr.tokenizer import TokenizerConfig
 from asr.training.interfaces import Interrupted, TrainingError
-from asr.training.optim import OptimConfig
+from asr.training.run import TrainingConfig
 from asr.training.tracking import KINDS as TRACKERS
-from asr.training.trainer import TrainerConfig
 from asr.transcribe import SegmentationConfig
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -46,37 +40,40 @@ class PrepareRecipe:
 
 
 @dataclass(slots=True, kw_only=True)
-class TrainRecipe:
+class TrainRecipe(TrainingConfig):
     """`recipes/train.py`: a corpus to a model and its scores.
 
     Attributes:
         name: Names the run and its folder, runs/NAME.
-        seed: Decides all that is drawn.
         device: `auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`.
         num_threads: Processor threads of the model; 0 takes all.
         tracking: `tensorboard`, `wandb` or `none`.
+        data: The corpus.
+        tokenizer: What to train on its transcripts.
+        decoding: How to search when the chosen model is evaluated.
     """
 
     name: str = MISSING
-    seed: int = 1
     device: str = "auto"
     num_threads: int = 0
     tracking: str = "tensorboard"
     data: CorpusConfig = MISSING
-    features: FeatureConfig = field(default_factory=FeatureConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
         if self.tracking not in TRACKERS:
             raise ValueError(f"tracking is {self.tracking!r}; choose one of {', '.join(TRACKERS)}")
+
+    def check_together(self) -> None:
+        """Finds settings that are fine alone but not together, before anything is computed.
+
+        Raises:
+            ValueError: Naming the settings and the way out.
+        """
+        TrainingConfig.check_together(self)  # slots=True makes the class anew, which a bare super() does not survive
+        if self.decoder.num_layers == 0 and self.decoding.mode != "greedy":
+            raise ValueError(f"decoding.mode is {self.decoding.mode!r}, but there is no decoder; take decoding=greedy")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,8 +95,12 @@ class EvaluateRecipe:
     device: str = "auto"
     num_threads: int = 0
     max_batch_s: float = 120.0
-    data: CorpusConfig = MISSING
+    data: CorpusConfig | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def __post_init__(self) -> None:
+        if self.data is None and not self.manifests:
+            raise ValueError("name what to evaluate on: data=… for the test sets of a corpus, or manifests=[…]")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -179,7 +180,16 @@ def launch(config_name: str, run: Callable[[Any], None]) -> None:
         sys.exit(_fail(f"error: {_message(fault)}", 1))
 
 
-_FAULTS = (HydraException, OmegaConfBaseException, ValueError, OSError, ImportError, TrainingError, Interrupted)
+_FAULTS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    OSError,
+    ImportError,
+    torch.OutOfMemoryError,
+    TrainingError,
+    Interrupted,
+)
 
 
 def to_dataclasses(config: DictConfig) -> Any:
@@ -194,10 +204,48 @@ def to_dataclasses(config: DictConfig) -> Any:
         raise ValueError(f"{str(error).split('. Did')[0]}; take the + from the override and check its name") from None
 
 
-def write_config(recipe: TrainRecipe, path: Path) -> None:
-    """Writes what a run was told, as YAML that any program reads: paths are texts."""
+# What may change when a run goes on: it decides neither what is drawn nor what is learned.
+_MAY_CHANGE = (
+    "device",
+    "num_threads",
+    "tracking",
+    "decoding",
+    "data.root",
+    "data.manifests",
+    "loader.num_workers",
+    "loader.cache_gb",
+    "trainer.max_steps",
+    "trainer.patience",
+    "trainer.save_every",
+    "trainer.log_every",
+)
+
+
+def write_config(recipe: TrainRecipe, folder: Path) -> None:
+    """Writes what a run was told to `config.yaml`, as YAML that any program reads: paths are texts.
+
+    Raises:
+        ValueError: If the folder holds checkpoints of a run that was told otherwise; the first difference is named.
+    """
     plain = json.loads(json.dumps(asdict(recipe), default=str))
+    path = folder / "config.yaml"
+    if path.is_file() and any((folder / "checkpoints").glob("step-*")):
+        before, now = _flat(OmegaConf.to_container(OmegaConf.load(path))), _flat(plain)
+        for key in now:
+            allowed = any(key == each or key.startswith(f"{each}.") for each in _MAY_CHANGE)
+            if not allowed and before.get(key) != now[key]:
+                raise ValueError(
+                    f"{folder} holds a run with {key}={before.get(key)}, not {now[key]}; "
+                    "give this run another name, or remove that folder"
+                )
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `a.b.c`."""
+    if not isinstance(config, dict):
+        return {prefix.removesuffix("."): config}
+    return {key: value for name, part in config.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
 
 
 def run_folder() -> Path:

@@ -1,14 +1,10 @@
 """Transcribes audio files: python recipes/transcribe.py model=runs/an4 'inputs=[a.flac,folder]' output_dir=out"""
 
-import logging
-
 from schema import TranscribeRecipe, launch
 
 from asr import checkpoint
 from asr.devices import pick_device
 from asr.transcribe import transcribe_files
-
-logger = logging.getLogger(__name__)
 
 
 def run(recipe: TranscribeRecipe) -> None:

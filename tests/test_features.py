@@ -106,7 +106,7 @@ def test_normalisation_by_mean_keeps_the_variance():
 @pytest.mark.parametrize("num_samples", [1, 2, 159, 160, 161, 400])
 def test_the_shortest_utterances_are_finite(num_samples):
     features, lengths = LogMel(FeatureConfig())(*batch_of(speech_like(num_samples)))
-    assert features.shape[1] == lengths[0] == FeatureConfig().num_frames(num_samples)
+    assert features.shape[1] == lengths[0] == 1 + num_samples // 160
     assert torch.isfinite(features).all()
 
 

@@ -83,14 +83,6 @@ def test_words_spell_the_words_of_the_text(tokenizer: Tokenizer, data: st.DataOb
     assert all(ids[position] not in (BLANK_ID, EOS_ID) for position in positions)
 
 
-@each_tokenizer
-@given(text=KNOWN_TEXT)
-def test_word_starts_of_an_encoded_text(tokenizer: Tokenizer, text: str) -> None:
-    starts = sum(map(tokenizer.token_is_word_start, tokenizer.encode(text)))
-    # Characters have a space between words only; BPE marks the first word as well.
-    assert starts == (len(text.split()) if isinstance(tokenizer, BpeTokenizer) else text.count(" "))
-
-
 def test_words_of_characters() -> None:
     tokenizer = CharTokenizer.train(["ab c"])
     space, a, b, c = (tokenizer.tokens.index(character) for character in " abc")
@@ -98,7 +90,6 @@ def test_words_of_characters() -> None:
     assert tokenizer.encode("ab c") == [a, b, space, c]
     assert tokenizer.words([EOS_ID, space, a, BLANK_ID, b, space, space, c]) == [[2, 4], [7]]
     assert tokenizer.words([]) == tokenizer.words([space, BLANK_ID]) == []
-    assert [index for index in range(tokenizer.vocab_size) if tokenizer.token_is_word_start(index)] == [space]
 
 
 def test_words_of_bpe() -> None:
@@ -107,10 +98,6 @@ def test_words_of_bpe() -> None:
     assert tokenizer.words([the, a, the]) == [[0, 1], [2]]
     assert tokenizer.words([t, mark, mark, a, t, mark]) == [[0], [3, 4]]
     assert tokenizer.decode([t, mark, mark, a, t, mark]) == "t at"
-    assert tokenizer.token_is_word_start(the)
-    assert tokenizer.token_is_word_start(mark)
-    assert not tokenizer.token_is_word_start(a)
-    assert not tokenizer.token_is_word_start(BLANK_ID)
 
 
 @each_tokenizer
@@ -154,8 +141,6 @@ def test_id_outside_the_vocabulary(tokenizer: Tokenizer, bad: int) -> None:
     for call in (tokenizer.decode, tokenizer.words):
         with pytest.raises(ValueError, match=message):
             call([2, bad])
-    with pytest.raises(ValueError, match=message):
-        tokenizer.token_is_word_start(bad)
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])

@@ -5,6 +5,7 @@
 import hashlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -195,7 +196,7 @@ def encode_all(utterances: Sequence[Utterance], tokenizer: Tokenizer) -> list[li
 def preload(
     utterances: Sequence[Utterance], *, sample_rate: int, max_gb: float, progress: bool = True
 ) -> list[Tensor] | None:
-    """Decodes all audio into memory, 16 bits a sample, if it fits; in shared memory, so that workers see one copy.
+    """Decodes all audio into memory, 16 bits a sample, if it fits. Workers that are forked share it as it is.
 
     Returns:
         One int16 tensor (S,) an utterance, or None if they would take more than `max_gb` gigabytes.
@@ -207,7 +208,7 @@ def preload(
 
     def read(utterance: Utterance) -> Tensor:
         waveform = load_utterance(utterance, sample_rate=sample_rate)
-        return (waveform * _INT16_SCALE).round().clamp(-_INT16_SCALE, _INT16_SCALE - 1).to(torch.int16).share_memory_()
+        return (waveform * _INT16_SCALE).round().clamp(-_INT16_SCALE, _INT16_SCALE - 1).to(torch.int16)
 
     # Decoders release Python's lock, so threads suffice.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -294,25 +295,36 @@ def usable_utterances(
     return kept
 
 
-class _Planned(IterableDataset[tuple[BatchPlan, Batch]]):
-    """The batches of every n-th plan, for worker n of a loader."""
+class _Planned(IterableDataset[tuple[BatchPlan, Batch | Exception]]):
+    """The batches of every n-th plan, for worker n of a loader; a fault in place of a batch, to be raised outside.
+
+    PyTorch would raise it there too, but with the traceback of the worker as its message.
+    """
 
     def __init__(self, dataset: UtteranceDataset, sampler: BucketSampler) -> None:
         self.dataset = dataset
         self.sampler = sampler
 
-    def __iter__(self) -> Iterator[tuple[BatchPlan, Batch]]:
+    def __iter__(self) -> Iterator[tuple[BatchPlan, Batch | Exception]]:
         worker = torch.utils.data.get_worker_info()
         number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for count, plan in enumerate(self.sampler):
             if count % step == number:
-                yield plan, self.dataset[plan]
+                try:
+                    batch: Batch | Exception = self.dataset[plan]
+                except (ValueError, OSError) as fault:
+                    batch = fault
+                yield plan, batch
 
 
 def make_loader(
     dataset: UtteranceDataset, sampler: BucketSampler, *, num_workers: int, pin_memory: bool
 ) -> Iterator[tuple[BatchPlan, Batch]]:
-    """Batches without end, in the order of the sampler, whatever the number of workers."""
+    """Batches without end, in the order of the sampler, whatever the number of workers.
+
+    Raises:
+        AudioError: If a file cannot be read.
+    """
     # The loader draws a seed for its workers; from the global generator, that would change what training draws.
     loader = DataLoader(
         _Planned(dataset, sampler),
@@ -320,13 +332,19 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(dataset.seed),
-        worker_init_fn=_single_thread if num_workers else None,
+        worker_init_fn=_start_worker if num_workers else None,
     )
-    return iter(loader)
+    for plan, batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield plan, batch
 
 
-def _single_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A signal to the process group stops training after its step, which still needs its batches.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def stable_seed(*parts: int | str) -> int:

@@ -2,6 +2,7 @@
 
 # B utterances, S samples, T' encoder frames, V vocabulary
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,8 @@ class DecodingConfig:
         for name in ("beam_size", "num_candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be at least 1")
+        if not math.isfinite(self.length_bonus):
+            raise ValueError(f"decoding.length_bonus is {self.length_bonus}; it must be a finite number")
         if not 0 < self.ctc_weight <= 1:
             raise ValueError(f"decoding.ctc_weight is {self.ctc_weight}; it must be in (0, 1]")
 

@@ -32,7 +32,7 @@ class Dropout(nn.Module):
         dropped = min(round(self.probability * 256), 255)
         draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(_INT64_MIN, None)
         kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+        return (x * kept) * (256 / (256 - dropped))  # not as one factor, which bfloat16 would round
 
     def extra_repr(self) -> str:
         """Shows the probability in the module's printout."""

@@ -34,7 +34,9 @@ class Validation:
 class TrainingTask(Protocol):
     """A model together with its loss: a module."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """All that is trained, and what is saved."""
 
     def __call__(self, batch: Batch) -> Loss:
         """The loss of a batch."""

@@ -126,6 +126,7 @@ class Trainer:
         self.use_bfloat16 = wants_bfloat16(config.precision, device)
         self.at = Progress()
         self.stop = StopSignals()
+        self.bad_ids: list[str] = []  # utterances of the bad steps in a row
 
     def run(self) -> Path:
         """Trains to the end, from the latest checkpoint if there is one, and returns the folder of the chosen model.
@@ -134,13 +135,17 @@ class Trainer:
             Interrupted: After SIGINT or SIGTERM, with everything saved.
             TrainingError: If losses stay without a finite value, or the largest batch does not fit into memory.
         """
-        resumed = self._resume()
-        if not self.at.finished:
-            if not resumed:
+        try:
+            self._resume()
+            if self.at.finished:
+                logger.info("this run is finished; remove %s to train anew", self.folder)
+            else:
                 self._try_largest_batch()
-            with self.stop:
-                self._loop()
-        return self._finish()
+                with self.stop:
+                    self._loop()
+            return self._finish()
+        finally:
+            self.tracker.close()
 
     def _loop(self) -> None:
         started = time.monotonic() - self.at.elapsed_s
@@ -158,13 +163,14 @@ class Trainer:
                 if self.at.step % self.config.log_every == 0 or last:
                     bar.set_postfix_str(self._log(window))
                     window = _Window()
+                paused = time.monotonic()
                 if self.at.step % self.config.valid_every == 0 or last:
                     self._validate()
-                    window.since = time.monotonic()
                     self.at.finished = last or self._out_of_patience()
                 stopping = self.at.finished or self.stop.number is not None
                 if stopping or self.at.step % self.config.save_every == 0:
                     checkpoint = self._save_checkpoint()
+                window.since += time.monotonic() - paused  # the log tells the speed of training alone
                 if self.stop.number is not None and not self.at.finished:
                     raise Interrupted(self.stop.number, checkpoint)
                 if self.at.finished:
@@ -212,6 +218,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(self.model)
             self.at.bad_steps_in_row = 0
+            self.bad_ids = []
             window.count += count
             window.grad_norm = norm
         self.optimizer.zero_grad()
@@ -222,11 +229,12 @@ class Trainer:
         window.count = 0
         self.at.bad_steps += 1
         self.at.bad_steps_in_row += 1
+        self.bad_ids += ids
         logger.warning("step %d skipped: loss or gradient is not finite (%d so far)", self.at.step, self.at.bad_steps)
         if self.at.bad_steps_in_row >= self.config.max_bad_steps:
             raise TrainingError(
                 f"loss or gradient was not finite in {self.at.bad_steps_in_row} steps in a row, up to step "
-                f"{self.at.step}; lower optim.lr or look at these utterances: {', '.join(ids)}"
+                f"{self.at.step}; lower optim.lr or look at these utterances: {', '.join(self.bad_ids)}"
             )
 
     def _log(self, window: _Window) -> str:
@@ -301,7 +309,6 @@ class Trainer:
             "checkpoints": [{"name": name, "validation": metric} for metric, name in self.at.best],
         }
         self.save(folder, average(states), training=training, state=None)
-        self.tracker.close()
         return folder
 
     def _summary(self, found: Validation) -> dict[str, Any]:
@@ -326,18 +333,22 @@ class Trainer:
     def _pack(self) -> TrainingState:
         return pack_state(self.at, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device)
 
-    def _resume(self) -> bool:
-        """Goes on from the latest checkpoint; False if there is none."""
+    def _resume(self) -> None:
+        """Goes on from the latest checkpoint, if there is one."""
         folders = sorted(self._checkpoints.glob("step-*"))
         if not folders:
-            return False
+            return
         weights, saved = load_training(folders[-1])
         self.model.load_state_dict(weights)
         self.at = unpack_state(saved, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device)
         if self.at.step < self.config.max_steps and not self._out_of_patience():
             self.at.finished = False  # the number of steps was raised
+        if not self.at.finished and self.at.step >= self.config.max_steps:
+            raise ValueError(
+                f"{folders[-1]} is at step {self.at.step} already, but trainer.max_steps is {self.config.max_steps}; "
+                f"set it to {self.at.step + 1} or more"
+            )
         logger.info("going on from %s, step %d", folders[-1], self.at.step)
-        return True
 
     def _try_largest_batch(self) -> None:
         """Runs the largest batch forward and backward, so that want of memory shows at once; changes nothing."""

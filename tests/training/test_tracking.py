@@ -9,7 +9,7 @@ import torch
 
 from asr.augment import SpecAugment, SpecAugmentConfig
 from asr.losses import LossConfig
-from asr.training.recognition import RecognitionTask, pictures
+from asr.training.task import RecognitionTask, pictures
 from asr.training.tracking import NoTracker, make_tracker, picture
 
 

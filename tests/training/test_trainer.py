@@ -34,7 +34,7 @@ from asr.data.manifest import Utterance
 from asr.tokenizer import CharTokenizer
 from asr.training.interfaces import Interrupted, TrainingError, Validation
 from asr.training.optim import OptimConfig
-from asr.training.recognition import WordErrorValidation, refuse_other_run
+from asr.training.task import WordErrorValidation, refuse_other_run
 from asr.training.trainer import TrainerConfig, wants_bfloat16
 
 PLAIN = AugmentConfig(speeds=[1.0], spec=SpecAugmentConfig(num_time_masks=0, num_frequency_masks=0))

@@ -13,7 +13,7 @@ from asr.augment import AugmentConfig
 from asr.data.manifest import Utterance
 from asr.decoding.search import DecodingConfig
 from asr.recognition import recognize_utterances
-from asr.training.recognition import WordErrorValidation
+from asr.training.task import WordErrorValidation
 
 NUM_UTTERANCES = 10
 

@@ -17,7 +17,7 @@ from asr.data.manifest import Utterance
 from asr.losses import Loss, LossConfig
 from asr.training.interfaces import Batches, TrainingTask, Validation
 from asr.training.optim import OptimConfig
-from asr.training.recognition import RecognitionTask, UtteranceBatches
+from asr.training.task import RecognitionTask, UtteranceBatches
 from asr.training.trainer import Trainer, TrainerConfig
 
 CPU = torch.device("cpu")

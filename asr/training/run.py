@@ -1,0 +1,144 @@
+"""From utterances to a trained recogniser: puts dataset, task, validation and trainer together."""
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from asr import checkpoint
+from asr.augment import AugmentConfig, SpecAugment
+from asr.data.dataset import LoaderConfig, UtteranceDataset, preload, usable_utterances
+from asr.data.manifest import Utterance
+from asr.features import FeatureConfig
+from asr.losses import LossConfig
+from asr.nn.conformer import EncoderConfig
+from asr.nn.decoder import DecoderConfig
+from asr.tokenizer import Tokenizer
+from asr.training.optim import OptimConfig
+from asr.training.task import RecognitionTask, UtteranceBatches, WordErrorValidation, refuse_other_run
+from asr.training.tracking import Tracker
+from asr.training.trainer import Trainer, TrainerConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingConfig:
+    """All that decides what a recogniser learns, beside its utterances and its tokenizer."""
+
+    seed: int = 1
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def check_together(self) -> None:
+        """Finds settings that are fine alone but not together, before anything is computed.
+
+        Raises:
+            ValueError: Naming the settings and the way out.
+        """
+        weight, num_layers = self.loss.ctc_weight, self.decoder.num_layers
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative")
+        if weight == 0:
+            raise ValueError("loss.ctc_weight is 0, but every way of decoding needs CTC; set it above 0")
+        if num_layers == 0 and weight < 1:
+            raise ValueError(f"decoder.num_layers is 0, but loss.ctc_weight is {weight}; set it to 1 for CTC alone")
+        if num_layers and weight == 1:
+            raise ValueError("loss.ctc_weight is 1, so the decoder would learn nothing; take decoder=none, or lower it")
+        layers, share = self.encoder.intermediate_layers, self.loss.intermediate_weight
+        if bool(layers) != bool(share):
+            raise ValueError(
+                f"encoder.intermediate_layers is {layers} and loss.intermediate_weight is {share}; "
+                "set both, or neither ([] and 0)"
+            )
+
+
+def train_recognizer(
+    config: TrainingConfig,
+    *,
+    train: list[Utterance],
+    valid: list[Utterance],
+    tokenizer: Tokenizer,
+    folder: Path,
+    device: torch.device,
+    tracker: Tracker,
+) -> Path:
+    """Trains a recogniser, or goes on with a run that was interrupted.
+
+    Args:
+        config: What to learn, and how.
+        train: Utterances to learn from.
+        valid: Utterances to choose the model on.
+        tokenizer: Turns their texts into tokens.
+        folder: The run folder.
+        device: Where to compute.
+        tracker: Where curves go.
+
+    Returns:
+        The folder of the chosen model.
+
+    Raises:
+        ValueError: If settings do not fit together, utterances are unusable, or the folder holds another run.
+        Interrupted: After SIGINT or SIGTERM, with everything saved.
+        TrainingError: If training cannot go on.
+    """
+    config.check_together()
+    torch.manual_seed(config.seed)
+    shape = checkpoint.ModelConfig(features=config.features, encoder=config.encoder, decoder=config.decoder)
+    refuse_other_run(folder, shape, tokenizer)
+    model = checkpoint.build_model(shape, tokenizer).to(device)
+    rate = config.features.sample_rate
+    train = usable_utterances(
+        train,
+        tokenizer,
+        config.loader,
+        num_frames=lambda duration_s: model.num_frames(int(duration_s * rate)),
+        fastest=max(config.augment.speeds),
+    )
+    dataset = UtteranceDataset(
+        train,
+        tokenizer=tokenizer,
+        sample_rate=rate,
+        augment=config.augment,
+        seed=config.seed,
+        cache=preload(train, sample_rate=rate, max_gb=config.loader.cache_gb),
+    )
+    batches = UtteranceBatches(
+        dataset, config.loader, speeds=config.augment.speeds, seed=config.seed, pin_memory=device.type == "cuda"
+    )
+    logger.info(
+        "%d utterances, %.2f hours, %.1f %% padding; %d tokens; %.2f M parameters; on %s",
+        len(train),
+        sum(utterance.duration_s for utterance in train) / 3600,
+        100 * batches.sampler().padding_share(0),
+        tokenizer.vocab_size,
+        model.num_parameters() / 1e6,
+        device,
+    )
+    task = RecognitionTask(
+        model, loss=config.loss, spec_augment=SpecAugment(config.augment.spec, frame_s=config.features.frame_s)
+    )
+    validation = WordErrorValidation(
+        task=task, tokenizer=tokenizer, utterances=valid, sample_rate=rate, max_batch_s=config.loader.max_batch_s
+    )
+    trainer = Trainer(
+        task,
+        config=config.trainer,
+        optim=config.optim,
+        batches=batches,
+        validate=validation,
+        save=partial(checkpoint.save, config=shape, tokenizer=tokenizer),
+        tracker=tracker,
+        folder=folder,
+        device=device,
+        sample_rate=rate,
+    )
+    return trainer.run()
