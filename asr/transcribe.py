@@ -214,7 +214,7 @@ def segment_stream(blocks: Iterable[Tensor], *, sample_rate: int, config: Segmen
         Waveforms (S,), at most `max_segment_s` long.
     """
     longest, shortest = int(config.max_segment_s * sample_rate), int(config.min_segment_s * sample_rate)
-    rest = min(int(_SHORTEST_REST_S * sample_rate), (longest - shortest) // 2)
+    rest = min(int(_SHORTEST_REST_S * sample_rate), (longest - shortest) // 8)
     held = torch.zeros(0)
     for block in blocks:
         held = torch.cat([held, block])

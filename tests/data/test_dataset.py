@@ -2,6 +2,9 @@
 
 import itertools
 import logging
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,6 +211,31 @@ def test_workers_change_nothing_neither_the_order_nor_the_global_generator(utter
     assert [plan for plan, _ in seen[0]] == [plan for plan, _ in seen[1]] == list(itertools.islice(sampler, 7))
     for (_, alone), (_, together) in zip(*seen, strict=True):
         assert_same(alone, together)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_cannot_be_read_is_one_clear_line_whoever_reads_it(utterances, tmp_path, num_workers):
+    lost = replace(utterances[0], audio=tmp_path / "lost.wav")
+    sampler = BucketSampler([0.3], max_batch_s=1.0, max_batch_size=1, speeds=[1.0], seed=1)
+    loader = make_loader(make_dataset([lost]), sampler, num_workers=num_workers, pin_memory=False)
+    with pytest.raises((audio.AudioError, FileNotFoundError)) as caught:
+        next(loader)
+    assert str(caught.value).startswith(f"{lost.audio}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_signal_to_all_processes_leaves_the_workers_at_work(utterances):
+    sampler = BucketSampler(DURATIONS_S, max_batch_s=1.2, max_batch_size=2, speeds=[1.0], seed=1)
+    loader = make_loader(make_dataset(utterances), sampler, num_workers=2, pin_memory=False)
+    first = next(loader)
+    others = {child.pid for child in multiprocessing.active_children()}
+    assert len(others) == 2
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for pid in others:
+            os.kill(pid, number)
+    rest = list(itertools.islice(loader, 12))  # more than what is read ahead
+    assert [first[0], *(plan for plan, _ in rest)] == list(itertools.islice(sampler, 13))
+    loader.close()
 
 
 # Unusable utterances

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import shutil
+import sys
 import tarfile
 import threading
 from collections import namedtuple
@@ -164,7 +165,8 @@ def test_a_foreign_archive_in_the_way_is_named(tmp_path, archives, start_mirror)
         corpus(tmp_path, start_mirror(files=archives)).prepare(progress=False)
 
 
-def test_progress_goes_to_standard_error_only(tmp_path, archives, start_mirror, capsys):
+def test_progress_goes_to_standard_error_only(tmp_path, archives, start_mirror, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # bars are for terminals
     corpus(tmp_path, start_mirror(files=archives)).prepare(progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -26,7 +26,7 @@ OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.gl
 EXPERIMENTS = [option.removeprefix("experiment/") for option in OPTIONS if option.startswith("experiment/")]
 # What has no default and must be given.
 REQUIRED = {
-    "evaluate": ["model=runs/x"],
+    "evaluate": ["model=runs/x", "manifests=[a.jsonl]"],
     "transcribe": ["model=runs/x", "inputs=[a.flac]"],
     "picture": ["model=runs/x", "audio=a.flac"],
 }
@@ -144,9 +144,9 @@ def test_an_experiment_composes_and_builds_and_its_settings_fit_together(compose
     assert steps >= 3 * config.trainer.valid_every
 
 
-def test_the_default_of_train_is_the_synthetic_experiment_in_name_and_corpus(compose):
+def test_without_an_experiment_a_run_has_a_name_of_its_own_and_the_embedded_corpus(compose):
     config = compose("train")
-    assert (config.name, config.data.name) == ("synthetic", "synthetic")
+    assert (config.name, config.data.name) == ("default", "synthetic")
 
 
 # Misuse

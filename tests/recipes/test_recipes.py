@@ -231,8 +231,23 @@ def test_another_model_under_the_name_of_a_run_is_refused(
     run: Run, compose: Callable[..., Any], arguments: list[str], monkeypatch
 ):
     monkeypatch.setattr(train, "run_folder", lambda: run.folder)
-    with pytest.raises(ValueError, match=r"holds a run with encoder\.width 16, not 32; give this run another name"):
+    with pytest.raises(ValueError, match=r"holds a run with encoder\.width=16, not 32; give this run another name"):
         train.run(compose("train", *arguments, "encoder.width=32"))
+
+
+def test_other_settings_under_the_name_of_a_run_are_refused_and_leave_its_config_alone(
+    run: Run, compose: Callable[..., Any], arguments: list[str], monkeypatch
+):
+    monkeypatch.setattr(train, "run_folder", lambda: run.folder)
+    before = (run.folder / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a run with seed=\d+, not 77; give this run another name, or remove"):
+        train.run(compose("train", *arguments, "seed=77"))
+    assert (run.folder / "config.yaml").read_bytes() == before
+
+
+def test_evaluate_asks_what_to_evaluate_on(compose: Callable[..., Any]):
+    with pytest.raises(ValueError, match=r"name what to evaluate on: data=… for the test sets of a corpus, or manif"):
+        compose("evaluate", "model=x")
 
 
 def test_a_corpus_without_validation_set_is_refused_before_training(
@@ -277,7 +292,7 @@ def test_evaluate_takes_manifests_in_place_of_a_corpus(run: Run, compose: Callab
 
 def test_evaluate_without_a_model_says_what_is_missing(compose: Callable[..., Any], tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such model; give a model folder or the folder of"):
-        evaluate.run(compose("evaluate", f"model={tmp_path / 'nowhere'}"))
+        evaluate.run(compose("evaluate", f"model={tmp_path / 'nowhere'}", "data=synthetic"))
 
 
 def test_transcribe_writes_a_file_a_recording_in_text_and_json(

@@ -92,8 +92,9 @@ def test_matrices_and_kernels_decay_and_vectors_do_not():
     decays = {name: decay.pop(id(parameter)) for name, parameter in model.named_parameters()}
     assert not decay
     for name, parameter in model.named_parameters():
-        assert decays[name] == (0.3 if parameter.ndim >= 2 else 0.0), name
+        assert decays[name] == (0.3 if parameter.ndim >= 2 and not name.endswith("bias") else 0.0), name
     assert decays["encoder.blocks.0.conv.depthwise.weight"] == 0.3
+    assert decays["encoder.blocks.0.attention.content_bias"] == 0.0  # a bias, though it has more than one dimension
     assert decays["encoder.blocks.0.norm.weight"] == decays["ctc.bias"] == 0.0
     assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
 
