@@ -31,7 +31,7 @@ def main() -> None:
     step("a corpus of synthetic speech", f"{RECIPES}/prepare.py", "data=synthetic")
     step("train, and evaluate on unseen voices and sentences", f"{RECIPES}/train.py", "experiment=synthetic")
     utterance = manifest.read(Path("manifests/synthetic/synthetic-test.jsonl"))[0]
-    step("transcribe a file", "asr", "transcribe", str(utterance.audio), "--model", str(RUN))
+    step("transcribe a file", "asr", "transcribe", str(utterance.audio), "--model", str(RUN), "--decoding", "joint")
     print(f"said: {utterance.text}")
     print(
         f"\n{(time.monotonic() - started) / 60:.1f} minutes. Results: {RUN}/synthetic-test/ (results.json, errors.txt)"
