@@ -24,7 +24,7 @@ def evaluate_manifest(
     max_batch_s: float = 120.0,
     progress: bool = True,
 ) -> tuple[evaluate.Score, dict[str, Any]]:
-    """Recognises and scores all utterances of a manifest.
+    """Recognises and scores all utterances of a manifest. The time that is measured includes reading the audio.
 
     Args:
         loaded: The recogniser.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from asr.checkpoint import TrainingState, average, load_training, load_weights
 from asr.data.batching import BatchPlan
@@ -154,7 +155,7 @@ class Trainer:
         bar = tqdm(
             total=self.config.max_steps, initial=self.at.step, unit="step", disable=None if self.show_progress else True
         )
-        with bar:
+        with bar, logging_redirect_tqdm():  # lines of the log go above the bar, not through it
             while self.at.step < self.config.max_steps:
                 self._step(stream, window)
                 self.at.elapsed_s = time.monotonic() - started
