@@ -165,6 +165,11 @@ class _Library:
         return 0  # go on
 
     def speak(self, request: Request) -> bytes:
+        """Speaks one request; returns 16-bit samples in the machine's byte order, one channel, at `SAMPLE_RATE`.
+
+        Raises:
+            EspeakError: The library has no such accent or variant, or fails.
+        """
         # An unknown variant is no error to espeak-ng: it would speak with the plain voice.
         if not (self._data / "voices" / "!v" / request.variant).is_file():
             raise EspeakError(f"espeak-ng has no variant '{request.variant}'; see {self._data / 'voices' / '!v'}")

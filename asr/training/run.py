@@ -15,6 +15,7 @@ from asr.features import FeatureConfig
 from asr.losses import LossConfig
 from asr.nn.conformer import EncoderConfig
 from asr.nn.decoder import DecoderConfig
+from asr.nn.model import Recognizer
 from asr.tokenizer import Tokenizer
 from asr.training.optim import OptimConfig
 from asr.training.task import RecognitionTask, UtteranceBatches, WordErrorValidation, refuse_other_run
@@ -114,15 +115,7 @@ def train_recognizer(
     batches = UtteranceBatches(
         dataset, config.loader, speeds=config.augment.speeds, seed=config.seed, pin_memory=device.type == "cuda"
     )
-    logger.info(
-        "%d utterances, %.2f hours, %.1f %% padding; %d tokens; %.2f M parameters; on %s",
-        len(train),
-        sum(utterance.duration_s for utterance in train) / 3600,
-        100 * batches.sampler().padding_share(0),
-        tokenizer.vocab_size,
-        model.num_parameters() / 1e6,
-        device,
-    )
+    _log_sizes(train, batches, tokenizer, model)
     task = RecognitionTask(
         model, loss=config.loss, spec_augment=SpecAugment(config.augment.spec, frame_s=config.features.frame_s)
     )
@@ -142,3 +135,15 @@ def train_recognizer(
         sample_rate=rate,
     )
     return trainer.run()
+
+
+def _log_sizes(train: list[Utterance], batches: UtteranceBatches, tokenizer: Tokenizer, model: Recognizer) -> None:
+    logger.info(
+        "%d utterances, %.2f hours, %.1f %% padding; %d tokens; %.2f M parameters; on %s",
+        len(train),
+        sum(utterance.duration_s for utterance in train) / 3600,
+        100 * batches.sampler().padding_share(0),
+        tokenizer.vocab_size,
+        model.num_parameters() / 1e6,
+        next(model.parameters()).device,
+    )

@@ -193,7 +193,8 @@ def test_a_recording_in_two_training_sets_is_refused(tmp_path):
 
 def test_the_same_plain_id_for_other_words_is_no_recording_in_two_sets(tmp_path):
     sets = {"a": spoken("001", text="yes"), "b": spoken("001", text="no")}
-    corpus(tmp_path, sets, train=["a"], test=["b"]).prepare(progress=False)
+    splits = corpus(tmp_path, sets, train=["a"], test=["b"]).prepare(progress=False)
+    assert [manifest.read(path)[0].text for path in splits.train + splits.test] == ["yes", "no"]
 
 
 @pytest.mark.parametrize(

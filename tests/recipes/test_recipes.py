@@ -200,6 +200,7 @@ def check_results(folder: Path, *, mode: str) -> None:
 
 
 def test_training_ends_with_the_scores_of_the_test_sets(run: Run):
+    assert (run.folder / "test" / "results.json").is_file()
     check_results(run.folder / "test", mode="greedy")
 
 

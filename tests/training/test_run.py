@@ -2,7 +2,6 @@
 
 import pytest
 
-from asr.decoding.search import DecodingConfig
 from asr.losses import LossConfig
 from asr.nn.conformer import EncoderConfig
 from asr.nn.decoder import DecoderConfig
@@ -11,14 +10,17 @@ from asr.training.run import TrainingConfig
 NO_DECODER = DecoderConfig(num_layers=0)
 
 
-def test_the_defaults_fit_together():
-    TrainingConfig().check_together()
+def test_the_defaults_fit_together_with_a_decoder_and_without_intermediate_layers():
+    config = TrainingConfig()
+    config.check_together()
+    assert config.decoder.num_layers and config.loss.ctc_weight < 1 and not config.encoder.intermediate_layers
 
 
 def test_ctc_alone_and_intermediate_layers_fit_together():
     encoder, loss = EncoderConfig(intermediate_layers=[2]), LossConfig(ctc_weight=1.0, intermediate_weight=0.3)
-    TrainingConfig(encoder=encoder, decoder=NO_DECODER, loss=loss).check_together()
-    assert DecodingConfig().mode == "greedy"
+    config = TrainingConfig(encoder=encoder, decoder=NO_DECODER, loss=loss)
+    config.check_together()
+    assert config.loss.ctc_weight == 1
 
 
 @pytest.mark.parametrize(
