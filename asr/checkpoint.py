@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from asr.features import FeatureConfig, LogMel
 from asr.nn.conformer import ConformerEncoder, EncoderConfig
@@ -134,10 +134,32 @@ def save(
     Raises:
         OSError: If it cannot be written, for want of space for example; nothing is left behind.
     """
-    description = {"format": FORMAT, **asdict(config), "training": training}
+    save_folder(folder, weights, description={**asdict(config), "training": training}, tokenizer=tokenizer, state=state)
+
+
+def save_folder(
+    folder: Path,
+    weights: dict[str, Tensor],
+    *,
+    description: dict[str, Any],
+    tokenizer: Tokenizer,
+    state: TrainingState | None,
+) -> None:
+    """Writes the folder of a model of any kind, as `save` does for a recogniser.
+
+    Args:
+        folder: Where to; an older folder of that name is replaced.
+        weights: State dict of the model.
+        description: What shaped it, for `config.json`; the format's number is added.
+        tokenizer: Its tokenizer.
+        state: For a training checkpoint, what resuming needs.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind.
+    """
     with _written_whole(folder) as temporary:
         _save_tensors(weights, temporary / _MODEL)
-        _write_json(temporary / _CONFIG, description)
+        _write_json(temporary / _CONFIG, {"format": FORMAT, **description})
         _write_json(temporary / _TOKENIZER, tokenizer.to_dict())
         if state is not None:
             _save_tensors(state.tensors, temporary / _TRAINING_TENSORS)
@@ -152,16 +174,11 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> LoadedModel:
         ValueError: If a file of it is cut short, damaged or of a newer format.
     """
     folder = find_model(path)
-    description = _read_json(folder / _CONFIG)
+    description = read_description(folder)
     config = _parse_config(description, folder / _CONFIG)
-    tokenizer = _read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     model = build_model(config, tokenizer)
-    weights = _load_tensors(folder / _MODEL)
-    try:
-        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    except RuntimeError as error:
-        reason = textwrap.shorten(str(error), 300)
-        raise ValueError(f"{folder / _MODEL}: the weights do not fit {_CONFIG} and {_TOKENIZER}: {reason}") from None
+    fill_weights(model, folder)
     return LoadedModel(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
@@ -192,9 +209,54 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return _load_tensors(folder / _MODEL)
 
 
+def fill_weights(model: nn.Module, folder: Path) -> None:
+    """Loads the weights of a folder into a model, in single precision.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If the file is cut short or damaged, or its weights are of another model.
+    """
+    weights = load_weights(folder)
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise ValueError(f"{folder / _MODEL}: the weights do not fit {_CONFIG} and {_TOKENIZER}: {reason}") from None
+
+
 def load_tokenizer_and_config(folder: Path) -> tuple[Tokenizer, ModelConfig]:
-    """Loads what shapes a model, without its weights."""
-    return _read_tokenizer(folder), _parse_config(_read_json(folder / _CONFIG), folder / _CONFIG)
+    """Loads what shapes a recogniser, without its weights."""
+    return read_tokenizer(folder), _parse_config(read_description(folder), folder / _CONFIG)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Reads what `config.json` of a model folder says.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or of another format.
+    """
+    path = folder / _CONFIG
+    description = _read_json(path)
+    if description.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: format {description.get('format')!r}, but this version reads format {FORMAT}; update the package"
+        )
+    return description
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Reads the tokenizer of a model folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
+    description = _read_json(folder / _TOKENIZER)
+    try:
+        return tokenizer_from_dict(description)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _TOKENIZER}: {error}") from None
 
 
 def find_model(path: Path) -> Path:
@@ -289,19 +351,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    description = _read_json(folder / _TOKENIZER)
-    try:
-        return tokenizer_from_dict(description)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _TOKENIZER}: {error}") from None
-
-
 def _parse_config(description: dict[str, Any], path: Path) -> ModelConfig:
-    if description.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: format {description.get('format')!r}, but this version reads format {FORMAT}; update the package"
-        )
+    if "lm" in description:
+        raise ValueError(f"{path.parent}: holds a language model, not a recogniser; name the folder of a recogniser")
     try:
         return ModelConfig(
             features=FeatureConfig(**description["features"]),

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr.errors import one_line
+from asr.writers import FORMATS
 
 if TYPE_CHECKING:
     # The annotation alone; at run time `argparse._SubParsersAction` is not subscriptable.
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _WIDTH_WITHOUT_TERMINAL = 100
+# asr.decoding.search has them too; a test sees to it that they agree.
+DECODINGS = ("greedy", "prefix_beam", "attention", "joint", "rescore")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,24 +140,67 @@ def add_transcribe(subparsers: "Subparsers") -> None:
     )
     parser.add_argument("inputs", type=Path, nargs="+", metavar="FILE|DIR|-", help="what to transcribe; - is a stream")
     parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="a model folder or a run folder")
-    parser.add_argument("--format", choices=("txt", "json"), default="txt", help="of the transcripts (default: txt)")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="txt", help="of the transcripts (default: txt)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write one file for each audio file there")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--decoding", choices=("greedy", "joint"), default="greedy", help="search (default: greedy)")
+    parser.add_argument(
+        "--decoding", choices=DECODINGS, help="search (default: greedy; with --lm or --hotwords prefix_beam)"
+    )
+    parser.add_argument("--beam-size", type=_count, default=10, metavar="N", help="of a beam search (default: 10)")
+    parser.add_argument("--lm", type=Path, metavar="PATH", help="an ARPA file, or a folder with a neural model")
+    parser.add_argument("--hotwords", type=Path, metavar="FILE", help="words and phrases to expect, one a line")
     parser.set_defaults(run=run_transcribe)
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
     """Do `asr transcribe`."""
     from asr import checkpoint
-    from asr.decoding.search import DecodingConfig
+    from asr.decoding.search import DecodingConfig, FusionConfig
     from asr.devices import pick_device
     from asr.transcribe import transcribe_files
+    from asr.variants import find_tuned
 
+    mode = args.decoding or ("prefix_beam" if args.lm or args.hotwords else "greedy")
+    lm = FusionConfig() if args.lm is None else FusionConfig(**{"neural" if args.lm.is_dir() else "ngram": args.lm})
+    decoding = DecodingConfig(mode=mode, beam_size=args.beam_size, lm=lm, hotwords=args.hotwords)
     loaded = checkpoint.load(args.model, device=pick_device(args.device))
-    decoding = DecodingConfig(mode=args.decoding)
-    failures = transcribe_files(loaded, args.inputs, format=args.format, output_dir=args.output_dir, decoding=decoding)
+    failures = transcribe_files(
+        loaded,
+        args.inputs,
+        format=args.format,
+        output_dir=args.output_dir,
+        decoding=decoding,
+        tuned=find_tuned(loaded.path, decoding),
+    )
     return 1 if failures else 0
+
+
+def add_align(subparsers: "Subparsers") -> None:
+    """Declare `asr align`."""
+    parser = subparsers.add_parser(
+        "align",
+        help="times of the words of a known text",
+        description="Find when each word of a text is said in its recording, and print the words with times and "
+        "confidences.",
+    )
+    parser.add_argument("audio", type=Path, metavar="AUDIO", help="the recording, of any length")
+    parser.add_argument("transcript", type=Path, metavar="TRANSCRIPT", help="a text file of all that is said in it")
+    parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="a model folder or a run folder")
+    parser.add_argument("--format", choices=("ctm", "json", "textgrid"), default="ctm", help="default: ctm")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.set_defaults(run=run_align)
+
+
+def run_align(args: argparse.Namespace) -> int:
+    """Do `asr align`."""
+    from asr import checkpoint
+    from asr.alignment import align_file
+    from asr.devices import pick_device
+
+    text = _read_text(args.transcript)
+    loaded = checkpoint.load(args.model, device=pick_device(args.device))
+    print(FORMATS[args.format].write(align_file(loaded, args.audio, text)), end="")
+    return 0
 
 
 def add_info(subparsers: "Subparsers") -> None:
@@ -187,7 +233,7 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 # In the order of `asr --help`.
-COMMANDS: tuple[Callable[["Subparsers"], None], ...] = (add_transcribe, add_score, add_info)
+COMMANDS: tuple[Callable[["Subparsers"], None], ...] = (add_transcribe, add_align, add_score, add_info)
 
 
 def _read_texts(path: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -201,6 +247,13 @@ def _read_texts(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     from asr.evaluate import read_texts
 
     return read_texts(path), {}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start + 1} is not UTF-8 text; convert the file to UTF-8") from None
 
 
 def _terminal_width() -> int:

@@ -2,66 +2,145 @@
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from asr import evaluate, report
 from asr.checkpoint import LoadedModel
+from asr.confidence import (
+    UNCALIBRATED,
+    Calibration,
+    WordEvidence,
+    correct_words,
+    expected_calibration_error,
+    normalized_cross_entropy,
+    reliability,
+    reliability_diagram,
+    word_evidence,
+)
 from asr.data import manifest
-from asr.decoding.search import DecodingConfig
-from asr.recognition import recognize_utterances
+from asr.data.manifest import Utterance
+from asr.decoding.hypothesis import align
+from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
+from asr.recognition import SearchBuilder, recognize_utterances
+from asr.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class _TimedSearch:
+    """A search that counts the seconds it takes. It ends with numbers on the host, so a GPU is waited for."""
+
+    search: Search
+    seconds: float = 0.0
+
+    def __call__(self, encoding: Encoding) -> list[Recognition]:
+        """Searches a batch."""
+        started = time.perf_counter()
+        found = self.search(encoding)
+        self.seconds += time.perf_counter() - started
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What was recognised in one utterance, and what speaks for each word of it."""
+
+    text: str
+    evidence: list[WordEvidence]
+
+
+def _hear(recognition: Recognition, tokenizer: Tokenizer) -> _Heard:
+    tokens = recognition.best.tokens
+    spans = align(recognition.log_probs, tokens)
+    return _Heard(tokenizer.decode(tokens), word_evidence(recognition.hypotheses, spans, tokenizer))
 
 
 def evaluate_manifest(
     loaded: LoadedModel,
     manifest_path: Path,
     *,
-    decoding: DecodingConfig,
+    decodings: Mapping[str, DecodingConfig],
     output: Path,
+    calibrations: Mapping[str, Calibration] | None = None,
     max_batch_s: float = 120.0,
     progress: bool = True,
-) -> tuple[evaluate.Score, dict[str, Any]]:
-    """Recognises and scores all utterances of a manifest. The time that is measured includes reading the audio.
+) -> dict[str, tuple[evaluate.Score, dict[str, Any]]]:
+    """Recognises all utterances of a manifest in one or several ways, from one encoder pass, and scores each.
+
+    The time that is measured for each way is that of reading the audio, the encoder, and this way's search.
 
     Args:
         loaded: The recogniser.
         manifest_path: The set; its stem is the set's name.
-        decoding: How to search.
-        output: The folder `output/SET/` gets the files.
+        decodings: How to search, by name.
+        output: The folder `output/SET/` gets the files; of several ways, each has a folder of its name in that.
+        calibrations: Of the confidence of words, by the same names; without one, it is the CTC probability.
         max_batch_s: Most seconds of audio of a batch.
         progress: Whether to show a progress bar.
 
     Returns:
-        The score, and what `results.json` holds.
+        The score, and what `results.json` holds, by name.
 
     Raises:
-        FileNotFoundError: If the manifest or a file in it is missing.
-        ValueError: If the manifest is broken or audio cannot be read.
+        FileNotFoundError: If the manifest, a file in it or a language model is missing.
+        ValueError: If the manifest is broken, audio cannot be read, or a search does not fit the model.
     """
     utterances = manifest.read(manifest_path)
+    builder = SearchBuilder(loaded)
+    searches = {name: _TimedSearch(builder.build(config)) for name, config in decodings.items()}
     started = time.perf_counter()
-    hypotheses = {
-        utterance.id: loaded.tokenizer.decode(found.best.tokens)
-        for utterance, found in recognize_utterances(
-            loaded.model,
+    heard: dict[str, dict[str, _Heard]] = {name: {} for name in decodings}
+    for utterance, found in recognize_utterances(
+        loaded.model,
+        utterances,
+        searches,
+        sample_rate=loaded.sample_rate,
+        max_batch_s=max_batch_s,
+        progress=progress,
+    ):
+        for name, recognition in found.items():
+            heard[name][utterance.id] = _hear(recognition, loaded.tokenizer)
+    shared_s = time.perf_counter() - started - sum(search.seconds for search in searches.values())
+    results = {}
+    for name, config in decodings.items():
+        folder = output / manifest_path.stem
+        results[name] = _score(
+            loaded,
             utterances,
-            decoding,
-            sample_rate=loaded.sample_rate,
-            max_batch_s=max_batch_s,
-            progress=progress,
+            heard[name],
+            folder=folder / name if len(decodings) > 1 else folder,
+            set_name=manifest_path.stem,
+            decoding=config,
+            calibration=(calibrations or {}).get(name, UNCALIBRATED),
+            decode_s=shared_s + searches[name].seconds,
         )
-    }
-    if loaded.device.type == "cuda":
-        torch.cuda.synchronize(loaded.device)
-    decode_s = time.perf_counter() - started
+    return results
+
+
+def _score(
+    loaded: LoadedModel,
+    utterances: list[Utterance],
+    heard: dict[str, _Heard],
+    *,
+    folder: Path,
+    set_name: str,
+    decoding: DecodingConfig,
+    calibration: Calibration,
+    decode_s: float,
+) -> tuple[evaluate.Score, dict[str, Any]]:
+    """Scores one way to search, and writes its files."""
     references = {utterance.id: utterance.text for utterance in utterances}
-    score = evaluate.score(references, hypotheses, speakers={each.id: each.speaker for each in utterances})
+    texts = {key: each.text for key, each in heard.items()}
+    score = evaluate.score(references, texts, speakers={each.id: each.speaker for each in utterances})
+    confidences, correct = [], []
+    for key, each in heard.items():
+        confidences += calibration.confidences(each.evidence)
+        correct += correct_words(references[key], each.text)
     audio_s = sum(utterance.duration_s for utterance in utterances)
     results = {
-        "set": manifest_path.stem,
+        "set": set_name,
         **score.to_dict(),
         "audio_s": round(audio_s, 2),
         "decode_s": round(decode_s, 2),
@@ -69,14 +148,27 @@ def evaluate_manifest(
         "parameters": loaded.model.num_parameters(),
         "checkpoint": str(loaded.path),
         "decoding": asdict(decoding),
+        "confidence": {
+            "expected_calibration_error": round(expected_calibration_error(confidences, correct), 4),
+            "normalized_cross_entropy": _rounded(normalized_cross_entropy(confidences, correct)),
+            "calibration": calibration.to_dict(),
+        },
     }
-    _write(output / manifest_path.stem, score, results, {each.id: hypotheses[each.id] for each in utterances})
+    diagram = reliability_diagram(reliability(confidences, correct))
+    _write(folder, score, results, {each.id: texts[each.id] for each in utterances}, diagram)
     return score, results
 
 
-def _write(folder: Path, score: evaluate.Score, results: dict[str, Any], hypotheses: dict[str, str]) -> None:
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _write(
+    folder: Path, score: evaluate.Score, results: dict[str, Any], hypotheses: dict[str, str], diagram: str
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = json.dumps(results, indent=2, ensure_ascii=False, default=str)
+    (folder / "results.json").write_text(content + "\n", encoding="utf-8")
     lines = [f"{utterance_id} {text}".rstrip() + "\n" for utterance_id, text in hypotheses.items()]
     (folder / "transcripts.txt").write_text("".join(lines), encoding="utf-8")
     name = str(results["set"])
@@ -84,6 +176,7 @@ def _write(folder: Path, score: evaluate.Score, results: dict[str, Any], hypothe
         report.summary_table({name: score}),
         report.speaker_table(score),
         report.confusion_lists(score, limit=30),
+        diagram,
         report.aligned_errors(score),
     ]
     (folder / "errors.txt").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")

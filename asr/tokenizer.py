@@ -22,6 +22,7 @@ class Tokenizer(ABC):
 
     Attributes:
         tokens: every token in readable form; its index is its id. A BPE token that begins a word begins with U+2581.
+        texts: what each token adds to the decoded text; a leading space begins a word. Empty for special tokens.
     """
 
     def __init__(self, tokens: Sequence[str], texts: Sequence[str]) -> None:
@@ -32,7 +33,7 @@ class Tokenizer(ABC):
             texts: what each token adds to the decoded text; a leading space begins a word. Empty for special tokens.
         """
         self.tokens = list(tokens)
-        self._texts = list(texts)
+        self.texts = list(texts)
         self._characters = frozenset("".join(texts))
 
     @property
@@ -88,9 +89,9 @@ class Tokenizer(ABC):
         """Everything that `tokenizer_from_dict` needs, as plain JSON values."""
 
     def _text_of(self, token_id: int) -> str:
-        if not 0 <= token_id < len(self._texts):
+        if not 0 <= token_id < len(self.texts):
             raise ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size} tokens")
-        return self._texts[token_id]
+        return self.texts[token_id]
 
     def _describe_unknown(self, text: str) -> str:
         position = next(index for index, char in enumerate(text) if char not in self._characters)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,10 +13,12 @@ from tqdm import tqdm
 
 from asr import audio
 from asr.checkpoint import LoadedModel
-from asr.decoding.search import DecodingConfig, NotFiniteError, recognize
+from asr.decoding.search import DecodingConfig, NotFiniteError, encode
 from asr.errors import one_line
+from asr.recognition import SearchBuilder
 from asr.transcript import Segment, Transcript, make_segment, make_transcript
-from asr.writers import LINE_WRITERS, WRITERS
+from asr.variants import TunedSearch, with_weights
+from asr.writers import FORMATS
 
 STANDARD_INPUT = Path("-")
 
@@ -102,6 +104,7 @@ def transcribe_files(
     format: str,
     output_dir: Path | None,
     decoding: DecodingConfig | None = None,
+    tuned: TunedSearch | None = None,
     segmentation: SegmentationConfig | None = None,
     progress: bool = True,
 ) -> list[Path]:
@@ -110,10 +113,11 @@ def transcribe_files(
     Args:
         loaded: The recogniser.
         inputs: Files and folders; `-` is standard input.
-        format: A key of `asr.writers.WRITERS`.
-        output_dir: `a/b.flac` under a given folder becomes `OUTPUT_DIR/a/b.FORMAT`; None prints to standard output,
-            where each of several files has one line.
-        decoding: How to search.
+        format: A key of `asr.writers.FORMATS`.
+        output_dir: `a/b.flac` under a given folder becomes `OUTPUT_DIR/a/b` with the format's own ending; None prints
+            to standard output, where the text or JSON of each of several files is one line.
+        decoding: How to search; greedy by default.
+        tuned: Weights and calibration for this way to search.
         segmentation: How to cut long audio.
         progress: Whether to show a progress bar for several files, and a summary.
 
@@ -121,15 +125,20 @@ def transcribe_files(
         The files that could not be transcribed.
 
     Raises:
-        ValueError: If there is no such format, nothing to transcribe, or the output folder is a file.
+        ValueError: If there is no such format, nothing to transcribe, the output folder is a file, or several files
+            without one cannot follow each other in this format.
     """
-    if format not in WRITERS:
-        raise ValueError(f"format is {format!r}; choose one of {', '.join(WRITERS)}")
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; choose one of {', '.join(FORMATS)}")
     if output_dir is not None and output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"{output_dir}: is a file; name a folder for the transcripts")
     sources = find_sources(inputs)
+    write = FORMATS[format].write
     if output_dir is not None:
         refuse_clashes(sources)
+    elif len(sources) > 1:
+        write = _entry_writer(format, num_files=len(sources))
+    transcriber = Transcriber(loaded, decoding=decoding, tuned=tuned, segmentation=segmentation)
     failures: list[Path] = []
     audio_s, started = 0.0, time.perf_counter()
     show = progress and len(sources) > 1
@@ -137,15 +146,13 @@ def transcribe_files(
     for source in tqdm(sources, "transcribing", unit="file", disable=None if show else True, leave=False):
         stream = sys.stdin.buffer if source.path == STANDARD_INPUT else source.path
         try:
-            transcript = transcribe(loaded, stream, name=str(source.path), decoding=decoding, segmentation=segmentation)
+            transcript = transcriber(stream, name=str(source.path))
         except (audio.AudioError, OSError) as error:
             tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
             failures.append(source.path)
             continue
         audio_s += transcript.duration_s
-        several = output_dir is None and len(sources) > 1
-        text = (LINE_WRITERS if several else WRITERS)[format](transcript)
-        _deliver(text, source, format, output_dir)
+        _deliver(write(transcript), source, FORMATS[format].suffix, output_dir)
     if progress and output_dir is not None:
         speed = audio_s / (time.perf_counter() - started)
         done = len(sources) - len(failures)
@@ -156,13 +163,94 @@ def transcribe_files(
     return failures
 
 
-def _deliver(text: str, source: Source, format: str, output_dir: Path | None) -> None:
+def _entry_writer(format: str, *, num_files: int) -> Callable[[Transcript], str]:
+    write = FORMATS[format].write_entry
+    if write is None:
+        raise ValueError(
+            f"{num_files} files cannot follow each other as {format} on standard output; "
+            "name a folder for their transcripts with --output-dir"
+        )
+    return write
+
+
+def _deliver(text: str, source: Source, suffix: str, output_dir: Path | None) -> None:
     if output_dir is None:
         tqdm.write(text, file=sys.stdout, end="")
         return
-    path = output_dir / source.relative.with_name(f"{source.relative.name}.{format}")
+    path = output_dir / source.relative.with_name(f"{source.relative.name}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+class Transcriber:
+    """Turns audio of any length into transcripts, in bounded memory; made once, used for any number of files.
+
+    Args:
+        loaded: The recogniser.
+        decoding: How to search; greedy by default.
+        tuned: Weights and calibration for this way to search.
+        segmentation: How to cut long audio.
+
+    Raises:
+        FileNotFoundError: If a language model or the file of hotwords is missing.
+        ValueError: If the search does not fit the recogniser.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        decoding: DecodingConfig | None = None,
+        tuned: TunedSearch | None = None,
+        segmentation: SegmentationConfig | None = None,
+    ) -> None:
+        self._tuned = tuned or TunedSearch()
+        self._loaded = loaded
+        self._segmentation = segmentation or SegmentationConfig()
+        self._search = SearchBuilder(loaded).build(with_weights(decoding or DecodingConfig(), self._tuned.weights))
+
+    def __call__(self, source: Path | BinaryIO, *, name: str = "") -> Transcript:
+        """Transcribes one audio file, or an open stream of one.
+
+        Args:
+            source: Any audio that soundfile reads, of any rate, length and number of channels.
+            name: What the transcript calls it; by default the path as given.
+
+        Raises:
+            AudioError: If it cannot be read, or the model's answer to it is not a number; file and reason are named.
+        """
+        name, rate = name or str(source), self._loaded.sample_rate
+        segments: list[Segment] = []
+        end_s = 0.0
+        pieces = segment_stream(audio.stream(source, sample_rate=rate), sample_rate=rate, config=self._segmentation)
+        for batch in _group(pieces, max_samples=int(self._segmentation.max_batch_s * rate)):
+            try:
+                segments += self._recognize(batch, start_s=end_s)
+            except NotFiniteError as error:
+                raise audio.AudioError(f"{name}: {error}") from error
+            end_s += sum(len(piece) for piece in batch) / rate
+        return make_transcript(name, duration_s=end_s, segments=segments)
+
+    def _recognize(self, pieces: list[Tensor], *, start_s: float) -> list[Segment]:
+        """The segments of consecutive waveforms (S,)."""
+        loaded = self._loaded
+        waveforms = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(loaded.device)
+        lengths = torch.tensor([len(piece) for piece in pieces], device=loaded.device)
+        segments = []
+        for piece, found in zip(pieces, self._search(encode(loaded.model, waveforms, lengths)), strict=True):
+            end_s = start_s + len(piece) / loaded.sample_rate
+            segments.append(
+                make_segment(
+                    found,
+                    loaded.tokenizer,
+                    start_s=start_s,
+                    end_s=end_s,
+                    frame_s=loaded.frame_s,
+                    calibration=self._tuned.calibration,
+                )
+            )
+            start_s = end_s
+        return segments
 
 
 def transcribe(
@@ -173,33 +261,8 @@ def transcribe(
     decoding: DecodingConfig | None = None,
     segmentation: SegmentationConfig | None = None,
 ) -> Transcript:
-    """Transcribes one audio file, or an open stream of one.
-
-    Args:
-        loaded: The recogniser.
-        source: Any audio that soundfile reads, of any rate, length and number of channels.
-        name: What the transcript calls it; by default the path as given.
-        decoding: How to search; greedy by default.
-        segmentation: How to cut long audio.
-
-    Raises:
-        AudioError: If it cannot be read, or the model's answer to it is not a number; file and reason are named.
-    """
-    decoding = decoding or DecodingConfig()
-    segmentation = segmentation or SegmentationConfig()
-    name = name or str(source)
-    segments: list[Segment] = []
-    end_s = 0.0
-    pieces = segment_stream(
-        audio.stream(source, sample_rate=loaded.sample_rate), sample_rate=loaded.sample_rate, config=segmentation
-    )
-    for batch in _group(pieces, max_samples=int(segmentation.max_batch_s * loaded.sample_rate)):
-        try:
-            segments += _recognize_batch(loaded, batch, decoding, start_s=end_s)
-        except NotFiniteError as error:
-            raise audio.AudioError(f"{name}: {error}") from error
-        end_s += sum(len(piece) for piece in batch) / loaded.sample_rate
-    return make_transcript(name, duration_s=end_s, segments=segments)
+    """Transcribes one audio file; arguments and errors as of `Transcriber`, which serves several files better."""
+    return Transcriber(loaded, decoding=decoding, segmentation=segmentation)(source, name=name)
 
 
 def segment_stream(blocks: Iterable[Tensor], *, sample_rate: int, config: SegmentationConfig) -> Iterator[Tensor]:
@@ -244,16 +307,3 @@ def _group(pieces: Iterator[Tensor], *, max_samples: int) -> Iterator[list[Tenso
         batch.append(piece)
     if batch:
         yield batch
-
-
-def _recognize_batch(
-    loaded: LoadedModel, pieces: list[Tensor], decoding: DecodingConfig, *, start_s: float
-) -> list[Segment]:
-    waveforms = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(loaded.device)
-    lengths = torch.tensor([len(piece) for piece in pieces], device=loaded.device)
-    segments = []
-    for piece, found in zip(pieces, recognize(loaded.model, waveforms, lengths, decoding), strict=True):
-        end_s = start_s + len(piece) / loaded.sample_rate
-        segments.append(make_segment(found, loaded.tokenizer, start_s=start_s, end_s=end_s, frame_s=loaded.frame_s))
-        start_s = end_s
-    return segments

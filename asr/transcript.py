@@ -2,11 +2,11 @@
 
 # T' encoder frames, V vocabulary
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from asr.decoding.hypothesis import TokenSpan, align
+from asr.confidence import UNCALIBRATED, Calibration, word_evidence
+from asr.decoding.hypothesis import align
 from asr.decoding.search import Recognition
 from asr.tokenizer import Tokenizer
 
@@ -56,7 +56,13 @@ class Transcript:
 
 
 def make_segment(
-    recognition: Recognition, tokenizer: Tokenizer, *, start_s: float, end_s: float, frame_s: float
+    recognition: Recognition,
+    tokenizer: Tokenizer,
+    *,
+    start_s: float,
+    end_s: float,
+    frame_s: float,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Segment:
     """Turns the best hypothesis of an utterance into words with times.
 
@@ -66,18 +72,22 @@ def make_segment(
         start_s: Where the utterance begins in its audio, in seconds.
         end_s: Where it ends.
         frame_s: Seconds from one encoder frame to the next.
+        calibration: Turns what speaks for a word into its confidence; by default the geometric mean of the CTC
+            probabilities of its tokens.
     """
     tokens = recognition.best.tokens
     spans = align(recognition.log_probs, tokens)
+    confidences = calibration.confidences(word_evidence(recognition.hypotheses, spans, tokenizer))
+    texts = tokenizer.decode(tokens).split()
     words = []
-    for positions, text in zip(tokenizer.words(tokens), tokenizer.decode(tokens).split(), strict=True):
+    for positions, text, confidence in zip(tokenizer.words(tokens), texts, confidences, strict=True):
         own = [spans[position] for position in positions]
         words.append(
             Word(
                 word=text,
                 start_s=round(start_s + own[0].start * frame_s, 3),
                 end_s=round(min(end_s, start_s + own[-1].end * frame_s), 3),
-                confidence=round(_word_confidence(own), 4),
+                confidence=round(confidence, 4),
             )
         )
     return Segment(
@@ -103,9 +113,3 @@ def make_transcript(audio: str, *, duration_s: float, segments: list[Segment]) -
 def mean_confidence(words: list[Word]) -> float:
     """Mean confidence of the words; 1 where there are none, as no word can be wrong."""
     return round(sum(word.confidence for word in words) / len(words), 4) if words else 1.0
-
-
-def _word_confidence(spans: list[TokenSpan]) -> float:
-    """Geometric mean over the tokens: long words do not look worse than short ones."""
-    logs = [math.log(max(span.confidence, 1e-9)) for span in spans]
-    return min(1.0, math.exp(sum(logs) / len(logs)))

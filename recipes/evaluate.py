@@ -9,14 +9,24 @@ from asr.evaluation_run import evaluate_manifest
 
 def run(recipe: EvaluateRecipe) -> None:
     """Recognises and scores every set; writes results.json, transcripts.txt and errors.txt in a folder of its name."""
+    searches = recipe.searches()
     loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device, num_threads=recipe.num_threads))
     scores, speeds = {}, []
     manifests = recipe.manifests or (recipe.data.prepare().test if recipe.data else [])
     for path in manifests:
-        scores[path.stem], results = evaluate_manifest(
-            loaded, path, decoding=recipe.decoding, output=recipe.output, max_batch_s=recipe.max_batch_s
+        found = evaluate_manifest(
+            loaded,
+            path,
+            decodings={name: config for name, (config, _) in searches.items()},
+            calibrations={name: tuned.calibration for name, (_, tuned) in searches.items()},
+            output=recipe.output,
+            max_batch_s=recipe.max_batch_s,
         )
-        speeds.append(f"{path.stem}: {results['rtfx']:.0f} times real time; {recipe.output / path.stem}/results.json")
+        for name, (score, results) in found.items():
+            shown = f"{path.stem} {name}" if len(found) > 1 else path.stem
+            folder = recipe.output / path.stem / name if len(found) > 1 else recipe.output / path.stem
+            scores[shown] = score
+            speeds.append(f"{shown}: {results['rtfx']:.0f} times real time; {folder}/results.json")
     print(report.summary_table(scores))
     print("\n".join(speeds))
 

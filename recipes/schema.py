@@ -28,6 +28,7 @@ from asr.training.interfaces import Interrupted, TrainingError
 from asr.training.run import TrainingConfig
 from asr.training.tracking import KINDS as TRACKERS
 from asr.transcribe import SegmentationConfig
+from asr.variants import TunedSearch, read_tuned, variant_name, variants, with_weights
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -72,8 +73,10 @@ class TrainRecipe(TrainingConfig):
             ValueError: Naming the settings and the way out.
         """
         TrainingConfig.check_together(self)  # slots=True makes the class anew, which a bare super() does not survive
-        if self.decoder.num_layers == 0 and self.decoding.mode != "greedy":
-            raise ValueError(f"decoding.mode is {self.decoding.mode!r}, but there is no decoder; take decoding=greedy")
+        if self.decoder.num_layers == 0 and self.decoding.mode not in ("greedy", "prefix_beam"):
+            raise ValueError(
+                f"decoding.mode is {self.decoding.mode!r}, but there is no decoder; take decoding=greedy or prefix_beam"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +90,10 @@ class EvaluateRecipe:
         device: As in training.
         num_threads: As in training.
         max_batch_s: Most seconds of audio of a batch.
+        modes: Ways to search that are scored side by side from one encoder pass; by default the one of `decoding`.
+        lms: Language models to try with each of them: `none`, `ngram`, `neural`, `ngram+neural`, whose files
+            `decoding.lm` names; by default what `decoding.lm` names.
+        tuned: What `recipes/tune_decoding.py` found, weights and calibrations of the ways that it tuned.
     """
 
     model: Path = MISSING
@@ -97,10 +104,59 @@ class EvaluateRecipe:
     max_batch_s: float = 120.0
     data: CorpusConfig | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    modes: list[str] = field(default_factory=list)
+    lms: list[str] = field(default_factory=list)
+    tuned: Path | None = None
 
     def __post_init__(self) -> None:
         if self.data is None and not self.manifests:
             raise ValueError("name what to evaluate on: data=… for the test sets of a corpus, or manifests=[…]")
+
+    def searches(self) -> dict[str, tuple[DecodingConfig, TunedSearch]]:
+        """How to search, and what was tuned for it, by name.
+
+        Raises:
+            ValueError: If a mode or a language model is unknown or not named, or the file of what was tuned is broken.
+        """
+        tuned = read_tuned(self.tuned) if self.tuned else {}
+        named = "+".join(name for name in ("ngram", "neural") if getattr(self.decoding.lm, name))
+        found = variants(self.decoding, modes=self.modes or [self.decoding.mode], lms=self.lms or [named or "none"])
+        own = {name: tuned.get(name, TunedSearch()) for name in found}
+        return {name: (with_weights(config, own[name].weights), own[name]) for name, config in found.items()}
+
+
+@dataclass(slots=True, kw_only=True)
+class TuneRecipe:
+    """`recipes/tune_decoding.py`: weights of a search from a development set.
+
+    Attributes:
+        model: A model folder or a run folder.
+        manifest: The development set.
+        output: The file that the weights go to.
+        modes: Ways to search.
+        lms: Language models to try with each of them, as in evaluation.
+        num_utterances: Take this many utterances, spread evenly over the set; 0 takes all.
+        seed: Of the trials.
+        device: As in training.
+        num_threads: As in training.
+        max_batch_s: Most seconds of audio of a batch.
+    """
+
+    model: Path = MISSING
+    manifest: Path = MISSING
+    output: Path = MISSING
+    modes: list[str] = MISSING
+    lms: list[str] = MISSING
+    num_utterances: int = 0
+    seed: int = 1
+    device: str = "auto"
+    num_threads: int = 0
+    max_batch_s: float = 120.0
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_utterances < 0 or self.seed < 0:
+            raise ValueError(f"num_utterances {self.num_utterances} and seed {self.seed} must not be negative")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,8 +167,9 @@ class TranscribeRecipe:
         model: A model folder or a run folder.
         inputs: Files and folders.
         output_dir: Where transcripts go; standard output where it is not given.
-        format: `txt` or `json`.
+        format: One of `asr.writers.FORMATS`.
         device: As in training.
+        tuned: What `recipes/tune_decoding.py` found; taken if it tuned this way to search.
     """
 
     model: Path = MISSING
@@ -120,8 +177,18 @@ class TranscribeRecipe:
     output_dir: Path | None = None
     format: str = "txt"
     device: str = "auto"
+    tuned: Path | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+
+    def tuned_search(self) -> TunedSearch:
+        """What was tuned for this way to search.
+
+        Raises:
+            ValueError: If the file is broken.
+        """
+        found = read_tuned(self.tuned) if self.tuned else {}
+        return found.get(variant_name(self.decoding), TunedSearch())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,7 +212,7 @@ class PictureRecipe:
 def register() -> None:
     """Makes the dataclasses known to Hydra, so that keys and types of the YAML are checked against them."""
     store = ConfigStore.instance()
-    for recipe in (PrepareRecipe, TrainRecipe, EvaluateRecipe, TranscribeRecipe, PictureRecipe):
+    for recipe in (PrepareRecipe, TrainRecipe, EvaluateRecipe, TuneRecipe, TranscribeRecipe, PictureRecipe):
         store.store(name=recipe.__name__, node=recipe)
     for name, corpus in (("librispeech", LibriSpeechConfig), ("folder", FolderConfig), ("synthetic", SyntheticConfig)):
         store.store(group="data", name=f"{name}_schema", node=corpus)

@@ -31,7 +31,8 @@ def run(recipe: TrainRecipe) -> None:
     loaded = checkpoint.load(model, device=device)
     scores = {}
     for path in splits.test:
-        scores[path.stem], _ = evaluate_manifest(loaded, path, decoding=recipe.decoding, output=folder)
+        (found,) = evaluate_manifest(loaded, path, decodings={"only": recipe.decoding}, output=folder).values()
+        scores[path.stem] = found[0]
     if scores:
         print(report.summary_table(scores))
 

@@ -12,7 +12,7 @@ def run(recipe: TranscribeRecipe) -> None:
     loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device))
     failures = transcribe_files(
         loaded, recipe.inputs, format=recipe.format, output_dir=recipe.output_dir,
-        decoding=recipe.decoding, segmentation=recipe.segmentation,
+        decoding=recipe.decoding, tuned=recipe.tuned_search(), segmentation=recipe.segmentation,
     )  # fmt: skip
     if failures:
         raise ValueError(f"{len(failures)} of the files could not be transcribed")

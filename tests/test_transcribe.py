@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor
 from asr import audio
 from asr.checkpoint import LoadedModel
 from asr.decoding.hypothesis import Hypothesis
-from asr.decoding.search import DecodingConfig, Recognition
+from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
 from asr.nn.model import Recognizer
 from asr.transcribe import (
     SegmentationConfig,
@@ -215,7 +215,7 @@ def test_joint_search_gives_a_well_formed_transcript(loaded: LoadedModel, tmp_pa
 def test_audio_without_words_has_an_empty_text_and_full_confidence(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asr.transcribe.recognize", stub_recognizer([], tokens=()))
+    stub_search(monkeypatch, tokens=())
     transcript = transcribe(loaded, tiny.write_noise(tmp_path / "a.wav"))
     assert (transcript.text, transcript.confidence) == ("", 1.0)
     assert transcript.segments[0].words == []
@@ -224,15 +224,22 @@ def test_audio_without_words_has_an_empty_text_and_full_confidence(
 # Long audio
 
 
-def stub_recognizer(batches_s: list[float], *, tokens: tuple[int, ...] = (3,)) -> Callable[..., list[Recognition]]:
+def stub_search(
+    monkeypatch: pytest.MonkeyPatch, *, batches_s: list[float] | None = None, tokens: tuple[int, ...] = (3,)
+) -> None:
     """Hears the same everywhere, and notes how much audio each batch holds, padding included."""
 
-    def recognize(model: Recognizer, waveforms: Tensor, lengths: Tensor, config: DecodingConfig) -> list[Recognition]:
-        batches_s.append(waveforms.numel() / RATE)
+    def encode(model: Recognizer, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        if batches_s is not None:
+            batches_s.append(waveforms.numel() / RATE)
+        return lengths
+
+    def search(self: Search, lengths: Tensor) -> list[Recognition]:
         log_probs = torch.full((4, 6), 1 / 6).log()
         return [Recognition([Hypothesis(tokens, 0.0)], log_probs) for _ in lengths]
 
-    return recognize
+    monkeypatch.setattr("asr.transcribe.encode", encode)
+    monkeypatch.setattr(Search, "__call__", search)
 
 
 def test_long_audio_is_read_and_recognised_in_bounded_memory(
@@ -255,7 +262,7 @@ def test_long_audio_is_read_and_recognised_in_bounded_memory(
             del block
 
     monkeypatch.setattr(audio, "stream", stream)
-    monkeypatch.setattr("asr.transcribe.recognize", stub_recognizer(batches_s))
+    stub_search(monkeypatch, batches_s=batches_s)
     config = SegmentationConfig()
     transcript = transcribe(loaded, Path("long.flac"))
     assert transcript.duration_s == num_blocks * block_s
@@ -272,11 +279,11 @@ def test_segments_with_and_without_words_join_to_one_text(
 ) -> None:
     spoken = itertools.cycle([(3,), (), (4, 2, 5)])
 
-    def recognize(model: Recognizer, waveforms: Tensor, lengths: Tensor, config: DecodingConfig) -> list[Recognition]:
+    def search(self: Search, encoding: Encoding) -> list[Recognition]:
         log_probs = torch.full((9, 6), 1 / 6).log()
-        return [Recognition([Hypothesis(next(spoken), 0.0)], log_probs) for _ in lengths]
+        return [Recognition([Hypothesis(next(spoken), 0.0)], log_probs) for _ in encoding.lengths]
 
-    monkeypatch.setattr("asr.transcribe.recognize", recognize)
+    monkeypatch.setattr(Search, "__call__", search)
     transcript = transcribe(loaded, tiny.write_noise(tmp_path / "a.wav", duration_s=4.5), segmentation=SHORT)
     assert [segment.text for segment in transcript.segments[:3]] == ["a", "", "b c"]
     assert transcript.text.startswith("a b c")

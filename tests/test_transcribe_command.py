@@ -13,8 +13,9 @@ import soundfile
 import tiny
 
 from asr.checkpoint import LoadedModel
-from asr.cli import main
-from asr.decoding.search import DecodingConfig
+from asr.cli import DECODINGS, main
+from asr.confidence import Calibration
+from asr.decoding.search import MODES, DecodingConfig
 from asr.transcribe import transcribe, transcribe_files
 
 
@@ -95,6 +96,43 @@ def test_clashes_are_found_before_anything_is_written_and_only_where_files_are(
 def test_text_files_hold_one_line(workplace: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["good.wav", "--output-dir", "out"], capsys)[0] == 0
     assert Path("out/good.txt").read_text() == transcribe(loaded, Path("good.wav")).text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "ending", "beginning"),
+    [
+        ("srt", ".srt", "1\n00:00:0"),
+        ("vtt", ".vtt", "WEBVTT\n\n00:00:0"),
+        ("ctm", ".ctm", "good 1 "),
+        ("textgrid", ".TextGrid", 'File type = "ooTextFile"\n'),
+    ],
+)
+def test_other_formats_go_to_standard_output_or_to_files_with_their_own_endings(
+    workplace: Path, format: str, ending: str, beginning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(["good.wav", "--format", format], capsys)
+    assert (code, err) == (0, "")
+    assert out.startswith(beginning)
+    assert run(["good.wav", "--format", format, "--output-dir", "out"], capsys)[0] == 0
+    assert Path(f"out/good{ending}").read_text() == out
+
+
+def test_ctm_of_several_files_follows_and_subtitles_and_textgrids_need_a_folder(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy("good.wav", "other.wav")
+    one = run(["good.wav", "--format", "ctm"], capsys)[1]
+    both = run(["good.wav", "other.wav", "--format", "ctm"], capsys)
+    assert both == (0, one + one.replace("good 1", "other 1"), "")
+    for format in ("srt", "vtt", "textgrid"):
+        assert run(["good.wav", "other.wav", "--format", format], capsys) == (
+            1,
+            "",
+            f"error: 2 files cannot follow each other as {format} on standard output; name a folder for their "
+            "transcripts with --output-dir\n",
+        )
+    assert run(["good.wav", "other.wav", "--format", "srt", "--output-dir", "out"], capsys)[0] == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["good.srt", "other.srt"]
 
 
 def test_a_dash_reads_standard_input(
@@ -216,7 +254,7 @@ def test_joint_search_without_a_decoder_is_one_line(workplace: Path, capsys: pyt
     assert run(["good.wav", "--decoding", "joint"], capsys) == (
         1,
         "",
-        "error: decoding.mode is 'joint', but this model has no attention decoder; use mode greedy\n",
+        "error: decoding.mode is 'joint', but this model has no attention decoder; use mode greedy or prefix_beam\n",
     )
 
 
@@ -245,3 +283,39 @@ def test_an_output_folder_that_is_a_file_is_refused(workplace: Path, capsys: pyt
     code, out, err = run(["good.wav", "--output-dir", "good.wav"], capsys)
     assert (code, out) == (1, "")
     assert err == "error: good.wav: is a file; name a folder for the transcripts\n"
+
+
+def test_the_command_knows_all_ways_to_search() -> None:
+    assert DECODINGS == MODES
+
+
+def test_a_language_model_and_hotwords_take_part(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights so strong that they decide; the plain search says something else."""
+    Path("lm.arpa").write_text(ARPA, encoding="utf-8")
+    Path("names.txt").write_text("abba\t500\n", encoding="utf-8")
+    plain = run(["good.wav", "--decoding", "prefix_beam"], capsys)
+    with_words = run(["good.wav", "--hotwords", "names.txt"], capsys)
+    assert plain[0] == with_words[0] == 0
+    assert "abba" in with_words[1].split() and "abba" not in plain[1].split()
+    tuned = {"weights": {"lm.ngram_weight": 1.5}, "calibration": Calibration().to_dict()}
+    Path("model/decoding.json").write_text(json.dumps({"searches": {"prefix_beam+ngram": tuned}}))
+    assert set(run(["good.wav", "--lm", "lm.arpa"], capsys)[1].split()) <= {"c"}
+
+
+def test_a_language_model_that_does_not_exist_is_one_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(["good.wav", "--lm", "lm.arpa"], capsys)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: lm.arpa: No such file") and err.count("\n") == 1
+
+
+ARPA = """\\data\\
+ngram 1=4
+
+\\1-grams:
+-99 <s>
+-1.0 </s>
+-30 <unk>
+-0.05 c
+
+\\end\\
+"""

@@ -1,6 +1,6 @@
-"""CTC in recognition: greedy search, and the score of a prefix for joint search."""
+"""CTC in recognition: greedy search, and CTC's part in a search over tokens."""
 
-# B utterances, T' encoder frames, V vocabulary, N hypotheses, K candidates a hypothesis
+# B utterances, N hypotheses of an utterance, R = B·N rows, T' encoder frames, V vocabulary
 
 import math
 from dataclasses import dataclass
@@ -11,6 +11,10 @@ from torch import Tensor
 
 from asr.decoding.hypothesis import Hypothesis
 from asr.tokenizer import BLANK_ID, EOS_ID
+
+# Stands for log 0 where -inf would make NaN: in cumulative sums, and as the score of a row that holds nothing.
+_LOG_ZERO = -1e4
+_NOTHING = -1e30
 
 
 def greedy_search(log_probs: Tensor, lengths: Tensor) -> list[Hypothesis]:
@@ -37,72 +41,127 @@ def greedy_search(log_probs: Tensor, lengths: Tensor) -> list[Hypothesis]:
 
 
 @dataclass(slots=True)
-class PrefixState:
-    """Forward probabilities of N prefixes, natural logarithms, float64.
+class _Frames:
+    """Label probabilities of the utterances that are still searched, float64.
 
     Attributes:
-        nonblank: Probability of the prefix in frames 0 … t with its last token in frame t, (N, T').
-        blank: The same with a blank in frame t, (N, T').
-        scores: Prefix scores, (N,).
+        probs: (B, T', V); zero beyond a length.
+        log_probs: Their logarithms, (B, V, T').
+        last: Last valid frame of each utterance, (B,).
     """
 
+    probs: Tensor
+    log_probs: Tensor
+    last: Tensor
+
+    def select(self, utterances: Tensor) -> Self:
+        """The frames of the chosen utterances, integers (B',)."""
+        return type(self)(self.probs[utterances], self.log_probs[utterances], self.last[utterances])
+
+
+@dataclass(slots=True)
+class CtcState:
+    """Forward probabilities of the prefixes in R rows, natural logarithms, float64.
+
+    Attributes:
+        frames: Of the utterances that the rows belong to.
+        nonblank: Probability of the prefix in frames 0 … t with its last token in frame t, (R, T').
+        blank: The same with a blank in frame t, (R, T').
+        scores: Prefix scores, (R,).
+        last_tokens: Last token of each prefix, (R,); the end of sentence stands for the empty prefix.
+        next_scores: Prefix scores of every prefix with every token behind it, (R, V), once they were asked for.
+    """
+
+    frames: _Frames
     nonblank: Tensor
     blank: Tensor
     scores: Tensor
-
-    def select(self, hypotheses: Tensor) -> Self:
-        """Returns the state of the chosen prefixes, in that order; integers (N',)."""
-        return type(self)(self.nonblank[hypotheses], self.blank[hypotheses], self.scores[hypotheses])
+    last_tokens: Tensor
+    next_scores: Tensor | None = None
 
 
-class PrefixScorer:
-    """The CTC probability that a transcript begins with a prefix (Watanabe et al. 2017, algorithm 2).
+class CtcScorer:
+    """The CTC probability that a transcript begins with a prefix (Watanabe et al. 2017, algorithm 2), as a `Scorer`.
 
-    The recursion over frames in the paper, γn(t) = (γn(t-1) + φ(t-1))·p(c|t), is a linear recurrence. With P(t) the
-    product of p(c|1) … p(c|t), it is γn(t) = P(t)·Σ_{s≤t} φ(s-1)/P(s-1): one cumulative sum over all frames at once,
-    for all hypotheses and candidates, in place of a loop. The sum is taken of logarithms and every term is positive,
-    so nothing cancels; float64 keeps it exact to about 1e-12 of the largest exponent.
+    With φ(t) the probability of a prefix g in frames 0 … t, in any state that the next token c can follow, the prefix
+    score of g·c is Σ_t φ(t-1)·p(c|t). For all hypotheses and all tokens that is one matrix product, φ scaled by its
+    largest value, in place of a loop over frames for a few candidates: no token has to be left out beforehand.
+
+    Only what is then chosen needs its own forward probabilities. Their recursion, γ(t) = (γ(t-1) + φ(t-1))·p(c|t), is
+    linear: with P(t) the product of p(c|1) … p(c|t), γ(t) = P(t)·Σ_{s≤t} φ(s-1)/P(s-1), one cumulative sum over all
+    frames. The sum is taken of logarithms and every term is positive, so nothing cancels.
 
     Args:
-        log_probs: CTC log-probabilities of one utterance without padding, (T', V).
+        log_probs: CTC log-probabilities, (B, T', V); anything may stand behind a length.
+        lengths: Frames of each utterance, (B,), at least 1.
     """
 
-    def __init__(self, log_probs: Tensor) -> None:
-        self.log_probs = log_probs.double().clamp_min(-1e4)  # -inf minus -inf would be NaN in the cumulative sums
-        self.cumulative_blank = self.log_probs[:, BLANK_ID].cumsum(0)  # (T')
+    can_stay = False
 
-    def start(self) -> PrefixState:
-        """The empty prefix: nothing but blanks so far."""
-        blank = self.cumulative_blank[None]
-        return PrefixState(torch.full_like(blank, -math.inf), blank, blank.new_zeros(1))
+    def __init__(self, log_probs: Tensor, lengths: Tensor) -> None:
+        valid = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths[:, None]  # (B, T')
+        # Behind the end, no token is possible, and nothing is lost by blanks that are certain.
+        padding = torch.full_like(log_probs[:1, :1], -math.inf)
+        padding[..., BLANK_ID] = 0.0
+        log_probs = torch.where(valid[:, :, None], log_probs, padding).double()
+        self._frames = _Frames(log_probs.exp(), log_probs.clamp_min(_LOG_ZERO).mT.contiguous(), lengths - 1)
 
-    def extend(self, state: PrefixState, last_tokens: Tensor, candidates: Tensor) -> PrefixState:
-        """Scores every prefix with every candidate behind it.
+    def start(self, num_utterances: int, num_hypotheses: int) -> CtcState:
+        """Rows of empty prefixes: nothing but blanks so far."""
+        blank = self._frames.log_probs[:, BLANK_ID].cumsum(-1).repeat_interleave(num_hypotheses, dim=0)  # (R, T')
+        last = torch.full((len(blank),), EOS_ID, device=blank.device)
+        return CtcState(self._frames, torch.full_like(blank, -math.inf), blank, torch.zeros_like(blank[:, 0]), last)
 
-        Args:
-            state: State of N prefixes.
-            last_tokens: Last token of each, (N,); the start token (end of sentence) for the empty prefix.
-            candidates: Tokens to try, (N, K).
+    def score(self, state: CtcState) -> tuple[Tensor, CtcState]:
+        """What the prefix score becomes less what it is, (R, V) float64; see `Scorer.score`.
 
-        Returns:
-            A state of N·K prefixes, in order; a candidate that is the end of sentence gets the probability that the
-            prefix is the whole transcript, and must not be extended.
+        The end of sentence gets the probability that the prefix is the whole transcript.
         """
-        frames = self.log_probs.shape[0]
-        emit = self.log_probs[:, candidates].permute(1, 2, 0)  # (N, K, T')
-        repeats = (candidates == last_tokens[:, None])[:, :, None]  # a repeat needs a blank between
-        either = torch.logaddexp(state.nonblank, state.blank)  # (N, T')
-        before = torch.where(repeats, state.blank[:, None], either[:, None])  # φ(t), (N, K, T')
-        # φ(t-1); in frame 0 only the empty prefix can go on, with probability one.
-        empty = torch.where(last_tokens == EOS_ID, 0.0, -math.inf).to(before)
-        first = empty[:, None, None].expand(*before.shape[:2], 1)
-        before = torch.cat([first, before[:, :, : frames - 1]], dim=-1)
-        scores = (before + emit).logsumexp(dim=-1)  # (N, K)
-        nonblank = _linear_recurrence(before, emit)
-        none = torch.full_like(first, -math.inf)
-        blank = _linear_recurrence(torch.cat([none, nonblank[:, :, :-1]], dim=-1), self.log_probs[:, BLANK_ID])
-        scores = torch.where(candidates == EOS_ID, either[:, -1:], scores)
-        return PrefixState(nonblank.flatten(0, 1), blank.flatten(0, 1), scores.flatten())
+        num_rows, num_frames = state.blank.shape
+        num_hypotheses = num_rows // len(state.frames.probs)
+        either = torch.logaddexp(state.nonblank, state.blank)
+        before = _shifted(either, state.last_tokens == EOS_ID)  # φ(t-1), (R, T')
+        peak = before.amax(dim=1, keepdim=True).clamp_min(_NOTHING)
+        weights = (before - peak).exp().view(-1, num_hypotheses, num_frames)
+        next_scores = (weights @ state.frames.probs).flatten(0, 1).log() + peak  # (R, V)
+
+        # A repeat of the last token needs a blank between.
+        emit = self._emissions(state.frames, state.last_tokens, num_hypotheses)
+        after_blank = _shifted(state.blank, state.last_tokens == EOS_ID) - peak + emit  # (R, T')
+        repeated = after_blank.exp().sum(dim=1, keepdim=True).log() + peak
+        next_scores.scatter_(1, state.last_tokens[:, None], repeated)
+        ends = state.frames.last.repeat_interleave(num_hypotheses)[:, None]
+        next_scores[:, EOS_ID] = either.gather(1, ends)[:, 0]
+        state = CtcState(state.frames, state.nonblank, state.blank, state.scores, state.last_tokens, next_scores)
+        return next_scores - state.scores[:, None], state
+
+    def advance(self, state: CtcState, rows: Tensor, tokens: Tensor) -> CtcState:
+        """Forward probabilities of the chosen prefixes alone; see `Scorer.advance`."""
+        assert state.next_scores is not None, "a choice follows its scores"
+        num_hypotheses = len(state.scores) // len(state.frames.probs)
+        frames = state.frames
+        if len(rows) < len(state.scores):
+            frames = frames.select(rows.view(-1, num_hypotheses)[:, 0] // num_hypotheses)
+        last, blank, nonblank = state.last_tokens[rows], state.blank[rows], state.nonblank[rows]
+        before = torch.where((tokens == last)[:, None], blank, torch.logaddexp(nonblank, blank))
+        nonblank = _linear_recurrence(_shifted(before, last == EOS_ID), self._emissions(frames, tokens, num_hypotheses))
+        blank_emissions = frames.log_probs[:, BLANK_ID].repeat_interleave(num_hypotheses, dim=0)
+        never = torch.zeros_like(last, dtype=torch.bool)
+        blank = _linear_recurrence(_shifted(nonblank, never), blank_emissions)
+        scores = state.next_scores[rows, tokens].clamp_min(_NOTHING)
+        return CtcState(frames, nonblank, blank, scores, tokens)
+
+    @staticmethod
+    def _emissions(frames: _Frames, tokens: Tensor, num_hypotheses: int) -> Tensor:
+        """Log-probabilities of one token a row, (R,), in every frame, (R, T')."""
+        utterances = torch.arange(len(tokens), device=tokens.device) // num_hypotheses
+        return frames.log_probs[utterances, tokens]
+
+
+def _shifted(values: Tensor, starts: Tensor) -> Tensor:
+    """Moves (R, T') one frame on; before the first frame, log 1 where `starts`, (R,), else log 0."""
+    first = torch.where(starts, 0.0, -math.inf).to(values)[:, None]
+    return torch.cat([first, values[:, :-1]], dim=1)
 
 
 def _linear_recurrence(inputs: Tensor, factors: Tensor) -> Tensor:

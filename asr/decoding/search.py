@@ -1,19 +1,57 @@
-"""From a batch of waveforms to hypotheses: the one door to all decoding modes."""
+"""From a batch of waveforms to hypotheses: one encoder pass, then any of the ways to search."""
 
-# B utterances, S samples, T' encoder frames, V vocabulary
+# B utterances, S samples, T' encoder frames, D width, V vocabulary
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from asr.decoding.ctc import greedy_search
+from asr.decoding.beam import beam_search
+from asr.decoding.ctc import CtcScorer, greedy_search
 from asr.decoding.hypothesis import Hypothesis
-from asr.decoding.joint import joint_search
+from asr.decoding.neural_lm import NeuralLmScorer
+from asr.decoding.prefix_beam import prefix_beam_search
+from asr.decoding.rescore import rescore
+from asr.decoding.scorers import AttentionScorer, Scorer, Weighted
+from asr.nn.decoder import TransformerDecoder
+from asr.nn.lm import LanguageModel
 from asr.nn.model import Recognizer
 
-MODES = ("greedy", "joint")
+MODES = ("greedy", "prefix_beam", "attention", "joint", "rescore")
+_NEED_DECODER = ("attention", "joint", "rescore")
+
+
+@dataclass(slots=True, kw_only=True)
+class FusionConfig:
+    """Language models that take part in a search (shallow fusion); all weights multiply natural logarithms.
+
+    Attributes:
+        ngram: An ARPA file, over words or over the recogniser's tokens; None for none.
+        ngram_weight: Its weight, at least 0.
+        unknown_penalty: Added for every word that a model over words does not know, at most 0.
+        neural: Folder of a Transformer language model over the recogniser's tokens; None for none.
+        neural_weight: Its weight, at least 0.
+        internal_weight: Share of what the attention decoder has learnt of the training transcripts' language that is
+            taken away again (Meng et al. 2021), at least 0.
+    """
+
+    ngram: Path | None = None
+    ngram_weight: float = 0.5
+    unknown_penalty: float = -10.0
+    neural: Path | None = None
+    neural_weight: float = 0.3
+    internal_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("ngram_weight", "neural_weight", "internal_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"decoding.lm.{name} is {getattr(self, name)}; it must be a number of 0 or more")
+        if not -math.inf < self.unknown_penalty <= 0:
+            raise ValueError(f"decoding.lm.unknown_penalty is {self.unknown_penalty}; it must be a number of 0 or less")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,29 +59,64 @@ class DecodingConfig:
     """How to search.
 
     Attributes:
-        mode: `greedy`, the best label of every CTC frame, or `joint`, beam search with CTC and attention together.
+        mode: `greedy`, the best label of every CTC frame; `prefix_beam`, CTC prefix beam search; `attention`, beam
+            search with the attention decoder alone; `joint`, with CTC and attention together in one pass; `rescore`,
+            the best of prefix beam search ranked anew with the attention decoder and the neural language model.
         beam_size: Hypotheses kept in every step of a beam search.
-        ctc_weight: Weight of the CTC score in joint search, in (0, 1]; the decoder has the rest.
-        num_candidates: Tokens of every hypothesis, the decoder's best, that joint search scores with CTC.
+        ctc_weight: Weight of the CTC score in joint search and in rescoring, in (0, 1]; the decoder has the rest.
         length_bonus: Added to a hypothesis' score for every token.
+        end_margin: How far behind the best finished hypothesis a running one is still followed in `joint` and
+            `attention`, where a bonus, hotwords or `lm.internal_weight` let scores rise; without them the end of a
+            search is exact and this is not used.
+        token_margin: Prefix beam search tries tokens that are at most this much less probable than the best of their
+            frame, a natural logarithm; infinity tries all.
+        num_best: Most hypotheses that are kept of an utterance in the end.
+        lm: Language models.
+        hotwords: A file of words and phrases that are expected, one a line; None for none.
+        hotword_bonus: What a phrase without a weight of its own in that file adds to a hypothesis that has it.
     """
 
     mode: str = "greedy"
     beam_size: int = 10
     ctc_weight: float = 0.3
-    num_candidates: int = 40
     length_bonus: float = 0.0
+    end_margin: float = 5.0
+    token_margin: float = 12.0
+    num_best: int = 10
+    lm: FusionConfig = field(default_factory=FusionConfig)
+    hotwords: Path | None = None
+    hotword_bonus: float = 3.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"decoding.mode is {self.mode!r}; choose one of {', '.join(MODES)}")
-        for name in ("beam_size", "num_candidates"):
+        for name in ("beam_size", "num_best"):
             if getattr(self, name) < 1:
                 raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be at least 1")
-        if not math.isfinite(self.length_bonus):
-            raise ValueError(f"decoding.length_bonus is {self.length_bonus}; it must be a finite number")
+        for name in ("length_bonus", "hotword_bonus"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be a finite number")
+        for name in ("end_margin", "token_margin"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0 < self.ctc_weight <= 1:
             raise ValueError(f"decoding.ctc_weight is {self.ctc_weight}; it must be in (0, 1]")
+        self._refuse_what_has_no_place()
+
+    def _refuse_what_has_no_place(self) -> None:
+        """An option without effect is an error, not silence."""
+        places = {
+            "lm.ngram": (self.lm.ngram, MODES[1:]),
+            "lm.neural": (self.lm.neural, _NEED_DECODER),
+            "lm.internal_weight": (self.lm.internal_weight, ("attention", "joint")),
+            "hotwords": (self.hotwords, MODES[1:]),
+        }
+        for name, (value, modes) in places.items():
+            if value and self.mode not in modes:
+                raise ValueError(
+                    f"decoding.{name} is {value}, which has no place in mode {self.mode!r}; "
+                    f"leave it out, or take mode {' or '.join(modes)}"
+                )
 
 
 class NotFiniteError(ValueError):
@@ -68,21 +141,32 @@ class Recognition:
         return self.hypotheses[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A batch after the encoder, which every mode of search starts from.
+
+    Attributes:
+        frames: (B, T', D).
+        lengths: Frames of each utterance, (B,).
+        log_probs: CTC log-probabilities (B, T', V), float32.
+    """
+
+    frames: Tensor
+    lengths: Tensor
+    log_probs: Tensor
+
+
 @torch.inference_mode()
-def recognize(model: Recognizer, waveforms: Tensor, lengths: Tensor, config: DecodingConfig) -> list[Recognition]:
-    """Recognises a batch.
+def encode(model: Recognizer, waveforms: Tensor, lengths: Tensor) -> Encoding:
+    """Runs features, encoder and CTC head.
 
     Args:
         model: In eval mode.
         waveforms: (B, S) of the model's sample rate, on the model's device.
         lengths: (B,) integers, in samples.
-        config: How to search.
-
-    Returns:
-        One result an utterance, in order.
 
     Raises:
-        ValueError: If the mode needs a decoder and the model has none, or the model is in training mode.
+        ValueError: If the model is in training mode.
         NotFiniteError: If the model's output is not a number.
     """
     if model.training:
@@ -91,22 +175,130 @@ def recognize(model: Recognizer, waveforms: Tensor, lengths: Tensor, config: Dec
     log_probs = model.ctc_log_probs(encoded.frames)  # (B, T', V)
     if log_probs.isnan().any():
         raise NotFiniteError("the model's output is not a number (NaN); its weights or its input are damaged")
-    each = [log_probs[row, :length] for row, length in enumerate(encoded.lengths.tolist())]
-    if config.mode == "greedy":
-        found = [[hypothesis] for hypothesis in greedy_search(log_probs, encoded.lengths)]
-    else:
-        if model.decoder is None:
-            raise ValueError("decoding.mode is 'joint', but this model has no attention decoder; use mode greedy")
-        found = [
-            joint_search(
-                model.decoder,
-                encoded.frames[row, : len(own)],
-                own,
-                beam_size=config.beam_size,
-                ctc_weight=config.ctc_weight,
-                num_candidates=config.num_candidates,
-                length_bonus=config.length_bonus,
+    return Encoding(encoded.frames, encoded.lengths, log_probs)
+
+
+class Search:
+    """One way to search, with all that it needs: made once, used for every batch.
+
+    Args:
+        model: The recogniser, in eval mode, on its device.
+        config: How to search.
+        ngram: Scores by the model that `config.lm.ngram` names.
+        neural: The model that `config.lm.neural` names.
+        hotwords: Scores by the phrases that `config.hotwords` names.
+
+    Raises:
+        ValueError: If the mode needs a decoder and the model has none.
+    """
+
+    def __init__(
+        self,
+        model: Recognizer,
+        config: DecodingConfig,
+        *,
+        ngram: Scorer[Any] | None = None,
+        neural: LanguageModel | None = None,
+        hotwords: Scorer[Any] | None = None,
+    ) -> None:
+        if config.mode in _NEED_DECODER and model.decoder is None:
+            raise ValueError(
+                f"decoding.mode is {config.mode!r}, but this model has no attention decoder; "
+                "use mode greedy or prefix_beam"
             )
-            for row, own in enumerate(each)
+        self.model, self.config = model, config
+        self._ngram, self._neural, self._hotwords = ngram, neural, hotwords
+
+    @torch.inference_mode()
+    def __call__(self, encoding: Encoding) -> list[Recognition]:
+        """Searches a batch; one result an utterance, in order."""
+        mode = self.config.mode
+        if mode == "greedy":
+            found = [[each] for each in greedy_search(encoding.log_probs, encoding.lengths)]
+        elif mode in ("prefix_beam", "rescore"):
+            found = self._prefix_beam(encoding)
+        else:
+            found = self._beam(encoding)
+        return [
+            Recognition(hypotheses, encoding.log_probs[row, :length])
+            for row, (hypotheses, length) in enumerate(zip(found, encoding.lengths.tolist(), strict=True))
         ]
-    return [Recognition(hypotheses, own) for hypotheses, own in zip(found, each, strict=True)]
+
+    def _shared(self) -> list[Weighted[Any]]:
+        """Scorers that need nothing of an utterance."""
+        found = []
+        if self._ngram is not None and self.config.lm.ngram_weight:
+            found.append(Weighted("ngram", self.config.lm.ngram_weight, self._ngram))
+        if self._hotwords is not None:
+            found.append(Weighted("hotwords", 1.0, self._hotwords))
+        return found
+
+    def _prefix_beam(self, encoding: Encoding) -> list[list[Hypothesis]]:
+        config = self.config
+        found = prefix_beam_search(
+            encoding.log_probs,
+            encoding.lengths,
+            beam_size=config.beam_size,
+            scorers=self._shared(),
+            length_bonus=config.length_bonus,
+            token_margin=config.token_margin,
+            num_best=config.num_best,
+        )
+        if config.mode == "prefix_beam":
+            return found
+        decoder = self._decoder()
+        weights = {each.name: each.weight for each in self._shared()} | {"ctc": config.ctc_weight}
+        weights |= {"attention": 1 - config.ctc_weight}
+        if self._neural is not None:
+            weights["neural"] = config.lm.neural_weight
+        return rescore(
+            found,
+            decoder,
+            encoding.frames,
+            encoding.lengths,
+            neural=self._neural,
+            weights=weights,
+            length_bonus=config.length_bonus,
+        )
+
+    def _beam(self, encoding: Encoding) -> list[list[Hypothesis]]:
+        config, lm = self.config, self.config.lm
+        decoder = self._decoder()
+        ctc_weight = config.ctc_weight if config.mode == "joint" else 0.0
+        scorers: list[Weighted[Any]] = []
+        if ctc_weight:
+            scorers.append(Weighted("ctc", ctc_weight, CtcScorer(encoding.log_probs, encoding.lengths)))
+        if ctc_weight < 1:
+            attention = AttentionScorer(decoder, encoding.frames, encoding.lengths)
+            scorers.append(Weighted("attention", 1 - ctc_weight, attention))
+        if self._neural is not None and lm.neural_weight:
+            scorers.append(Weighted("neural", lm.neural_weight, NeuralLmScorer(self._neural)))
+        if lm.internal_weight:
+            scorers.append(Weighted("internal", -lm.internal_weight, internal_scorer(decoder, encoding.frames)))
+        scorers += self._shared()
+        rises = config.length_bonus > 0 or any(each.weight < 0 or each.name == "hotwords" for each in scorers)
+        return beam_search(
+            scorers,
+            encoding.lengths,
+            beam_size=config.beam_size,
+            length_bonus=config.length_bonus,
+            end_margin=config.end_margin if rises else 0.0,
+            num_best=config.num_best,
+        )
+
+    def _decoder(self) -> TransformerDecoder:
+        assert self.model.decoder is not None
+        return self.model.decoder
+
+
+def internal_scorer(decoder: TransformerDecoder, frames: Tensor) -> AttentionScorer:
+    """The decoder's language model of its training transcripts: what it says when it hears nothing.
+
+    The encoder's frames are replaced by a single one of zeros (internal language model estimation, Meng et al. 2021).
+
+    Args:
+        decoder: In eval mode.
+        frames: Of a batch, (B, T', D), for their number, width and device.
+    """
+    nothing = torch.zeros_like(frames[:, :1])
+    return AttentionScorer(decoder, nothing, torch.ones(len(frames), dtype=torch.int64, device=frames.device))

@@ -44,25 +44,32 @@ class DecoderState:
     """What the decoder keeps between steps of a search: explicit, and never changed in place.
 
     Attributes:
-        memories: Projected encoder frames, one cache a layer.
+        memories: Projected encoder frames, one cache a layer; B of them for B·N sequences.
         pasts: Keys and values of the tokens so far, one cache a layer; empty before the first step.
         memory_mask: Valid encoder frames, (B, 1, 1, T').
         position: Number of tokens so far.
+        num_hypotheses: N, sequences that attend to the same encoder frames.
     """
 
     memories: list[KeyValueCache]
     pasts: list[KeyValueCache]
     memory_mask: Tensor
     position: int
+    num_hypotheses: int
 
     def select(self, indices: Tensor) -> Self:
-        """Returns the state of the chosen sequences, in that order; integers (B',)."""
-        return type(self)(
-            [cache.select(indices) for cache in self.memories],
-            [cache.select(indices) for cache in self.pasts],
-            self.memory_mask.index_select(0, indices),
-            self.position,
-        )
+        """Returns the state of the chosen sequences, in that order; integers (B'·N,).
+
+        Where N is above 1, the N sequences of an utterance stay together and utterances in their order; some may be
+        left out.
+        """
+        memories, memory_mask = self.memories, self.memory_mask
+        if self.num_hypotheses == 1 or len(indices) < len(memory_mask) * self.num_hypotheses:
+            utterances = indices.view(-1, self.num_hypotheses)[:, 0] // self.num_hypotheses
+            memories = [cache.select(utterances) for cache in memories]
+            memory_mask = memory_mask.index_select(0, utterances)
+        pasts = [cache.select(indices) for cache in self.pasts]
+        return type(self)(memories, pasts, memory_mask, self.position, self.num_hypotheses)
 
 
 class DecoderBlock(nn.Module):
@@ -84,21 +91,24 @@ class DecoderBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, memory: Tensor, *, memory_mask: Tensor, causal: Tensor) -> Tensor:
-        """Maps all tokens at once, (B, U, D) to (B, U, D), for training."""
+        """Maps all tokens at once, (B·N, U, D) to (B·N, U, D). The memory is that of B sequences."""
         normed = self.self_norm(x)
         x = x + self.dropout(self.self_attention(normed, normed, mask=causal))
-        x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory, mask=memory_mask))
+        # Nothing but the frames is attended to here, so N sequences of an utterance are N·U queries of one.
+        queries = self.cross_norm(x).view(len(memory), -1, x.shape[2])  # (B, N·U, D)
+        x = x + self.dropout(self.cross_attention(queries, memory, mask=memory_mask).view_as(x))
         return x + self.dropout(self.feedforward(x))
 
     def step(
         self, x: Tensor, past: KeyValueCache | None, memory: KeyValueCache, memory_mask: Tensor
     ) -> tuple[Tensor, KeyValueCache]:
-        """Maps one more token (B, 1, D); returns its output and the longer past."""
+        """Maps one more token (B·N, 1, D); returns its output and the longer past. The memory is as in `forward`."""
         normed = self.self_norm(x)
         new = self.self_attention.project_memory(normed)
         past = new if past is None else past.appended(new.keys, new.values)
         x = x + self.self_attention(normed, normed, cache=past)
-        x = x + self.cross_attention(self.cross_norm(x), x, mask=memory_mask, cache=memory)
+        queries = self.cross_norm(x).view(len(memory_mask), -1, x.shape[2])  # (B, N, D), as in `forward`
+        x = x + self.cross_attention(queries, queries, mask=memory_mask, cache=memory).view_as(x)
         return x + self.feedforward(x), past
 
 
@@ -129,12 +139,13 @@ class TransformerDecoder(nn.Module):
         """Logits of every next token (teacher forcing).
 
         Args:
-            tokens: (B, U) integers, each row the start token and then the transcript; padding may hold any token.
+            tokens: (B·N, U) integers, each row the start token and then a transcript, N of them an utterance; padding
+                may hold any token.
             frames: (B, T', D) of the encoder.
             frame_lengths: (B,) integers.
 
         Returns:
-            Logits (B, U, V); row u is the prediction of what follows token u.
+            Logits (B·N, U, V); row u is the prediction of what follows token u.
         """
         memory_mask = valid_mask(frame_lengths, frames.shape[1])[:, None, None, :]
         causal = causal_mask(tokens.shape[1], tokens.device)
@@ -143,21 +154,23 @@ class TransformerDecoder(nn.Module):
             x = block(x, frames, memory_mask=memory_mask, causal=causal)
         return self.output(self.norm(x))
 
-    def start(self, frames: Tensor, frame_lengths: Tensor) -> DecoderState:
-        """State before the first token, for frames (B, T', D) with lengths (B,)."""
+    def start(self, frames: Tensor, frame_lengths: Tensor, *, num_hypotheses: int = 1) -> DecoderState:
+        """State before the first token, for N sequences to each of the frames (B, T', D) with lengths (B,)."""
         memories = [block.cross_attention.project_memory(frames) for block in self.layers()]
-        return DecoderState(memories, [], valid_mask(frame_lengths, frames.shape[1])[:, None, None, :], 0)
+        memory_mask = valid_mask(frame_lengths, frames.shape[1])[:, None, None, :]
+        return DecoderState(memories, [], memory_mask, 0, num_hypotheses)
 
     def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Reads one token a sequence, (B,), and returns log-probabilities of the next (B, V) and the new state."""
-        x = self._embed(tokens[:, None], start=state.position)  # (B, 1, D)
+        """Reads one token a sequence, (B·N,), and returns log-probabilities of the next (B·N, V) and the new state."""
+        x = self._embed(tokens[:, None], start=state.position)  # (B·N, 1, D)
         pasts = []
         for number, block in enumerate(self.layers()):
             past = state.pasts[number] if state.pasts else None
             x, past = block.step(x, past, state.memories[number], state.memory_mask)
             pasts.append(past)
         log_probs = self.output(self.norm(x[:, 0])).float().log_softmax(dim=-1)  # (B, V)
-        return log_probs, DecoderState(state.memories, pasts, state.memory_mask, state.position + 1)
+        state = DecoderState(state.memories, pasts, state.memory_mask, state.position + 1, state.num_hypotheses)
+        return log_probs, state
 
     def _embed(self, tokens: Tensor, *, start: int) -> Tensor:
         cosines, sines = position_code(start + tokens.shape[1], self.embedding.embedding_dim, device=tokens.device)

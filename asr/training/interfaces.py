@@ -4,13 +4,12 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 from asr.checkpoint import TrainingState
-from asr.data.batching import BatchPlan
-from asr.data.dataset import Batch
 from asr.losses import Loss
 
 
@@ -31,6 +30,31 @@ class Validation:
     images: dict[str, Tensor] = field(default_factory=dict)
 
 
+class TrainingBatch(Protocol):
+    """What the trainer itself asks of a batch; the rest is between the batches and the task.
+
+    Attributes:
+        ids: What to look at when its loss is not finite.
+        lengths: Samples of audio or tokens of every row, (B,) integers; its tensors are padded to the longest.
+    """
+
+    ids: list[str]
+    lengths: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """Returns the batch with its tensors on the device."""
+
+
+class Place(Protocol):
+    """Where a batch stands: its epoch, and its position in that epoch."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def position(self) -> int: ...
+
+
 class TrainingTask(Protocol):
     """A model together with its loss: a module."""
 
@@ -38,8 +62,8 @@ class TrainingTask(Protocol):
     def model(self) -> nn.Module:
         """All that is trained, and what is saved."""
 
-    def __call__(self, batch: Batch) -> Loss:
-        """The loss of a batch."""
+    def __call__(self, batch: Any) -> Loss:
+        """The loss of a batch of the kind that its `Batches` give."""
 
     def train(self) -> Any:
         """Goes to training mode."""
@@ -51,10 +75,10 @@ class TrainingTask(Protocol):
 class Batches(Protocol):
     """Where batches come from."""
 
-    def start(self, epoch: int, position: int) -> Iterator[tuple[BatchPlan, Batch]]:
+    def start(self, epoch: int, position: int) -> Iterator[tuple[Place, TrainingBatch]]:
         """Batches without end, from a place in an epoch on."""
 
-    def largest(self) -> Batch:
+    def largest(self) -> TrainingBatch:
         """The batch that needs most memory."""
 
 

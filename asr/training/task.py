@@ -15,7 +15,7 @@ from asr.checkpoint import ModelConfig, load_tokenizer_and_config
 from asr.data.batching import BatchPlan, BucketSampler
 from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utterance, make_loader
 from asr.data.manifest import Utterance
-from asr.decoding.search import DecodingConfig
+from asr.decoding.search import DecodingConfig, Search
 from asr.losses import Loss, LossConfig, joint_loss, teacher_forcing
 from asr.nn.inspection import attention_maps
 from asr.nn.model import Recognizer
@@ -136,14 +136,15 @@ class WordErrorValidation:
     def __call__(self) -> Validation:
         """Recognises and scores the validation set with the weights that the model has now."""
         self.task.eval()
+        greedy = Search(self.task.model, DecodingConfig(mode="greedy"))
         found = recognize_utterances(
             self.task.model,
             self.utterances,
-            DecodingConfig(mode="greedy"),
+            {"greedy": greedy},
             sample_rate=self.sample_rate,
             max_batch_s=self.max_batch_s,
         )
-        texts = {utterance.id: self.tokenizer.decode(each.best.tokens) for utterance, each in found}
+        texts = {utterance.id: self.tokenizer.decode(each["greedy"].best.tokens) for utterance, each in found}
         references = {utterance.id: utterance.text for utterance in self.utterances}
         score = evaluate.score(references, texts, num_draws=1)
         rows = [f"| {references[key]} | {texts[key]} |" for key in list(references)[:_NUM_SAMPLES]]

@@ -14,10 +14,17 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from asr.checkpoint import TrainingState, average, load_training, load_weights
-from asr.data.batching import BatchPlan
-from asr.data.dataset import Batch
 from asr.losses import Loss
-from asr.training.interfaces import Batches, Interrupted, Saver, TrainingError, TrainingTask, Validation
+from asr.training.interfaces import (
+    Batches,
+    Interrupted,
+    Place,
+    Saver,
+    TrainingBatch,
+    TrainingError,
+    TrainingTask,
+    Validation,
+)
 from asr.training.optim import MovingAverage, OptimConfig, build_optimizer, learning_rate
 from asr.training.signals import StopSignals
 from asr.training.state import Progress, pack_state, unpack_state
@@ -81,7 +88,7 @@ class _Window:
 
     count: int = 0
     parts: dict[str, Tensor] = field(default_factory=dict)
-    audio_s: float = 0.0
+    size: float = 0.0  # seconds of audio, or tokens
     grad_norm: Tensor | None = None
     since: float = field(default_factory=time.monotonic)
 
@@ -99,7 +106,7 @@ class Trainer:
         tracker: Where curves go.
         folder: The run folder; checkpoints go under `checkpoints/`, the result into `model/`.
         device: Where the model is.
-        sample_rate: Of the batches, in Hz, for the speeds in the log.
+        sample_rate: Of the batches' audio, in Hz, or None where batches hold tokens; for the log and for messages.
         progress: Whether to show a progress bar.
     """
 
@@ -115,7 +122,7 @@ class Trainer:
         tracker: Tracker,
         folder: Path,
         device: torch.device,
-        sample_rate: int,
+        sample_rate: int | None,
         progress: bool = True,
     ) -> None:
         self.task, self.model = task, task.model
@@ -177,16 +184,16 @@ class Trainer:
                 if self.at.finished:
                     break
 
-    def _step(self, stream: Iterator[tuple[BatchPlan, Batch]], window: _Window) -> None:
+    def _step(self, stream: Iterator[tuple[Place, TrainingBatch]], window: _Window) -> None:
         """One optimiser step over `accumulate` batches."""
         self.task.train()
         total, count = torch.zeros((), device=self.device), 0
         ids: list[str] = []
         for _ in range(self.config.accumulate):
-            plan, batch = next(stream)
-            self.at.epoch, self.at.position = plan.epoch, plan.position + 1
+            place, batch = next(stream)
+            self.at.epoch, self.at.position = place.epoch, place.position + 1
             ids += batch.ids
-            window.audio_s += int(batch.lengths.sum()) / self.sample_rate
+            window.size += int(batch.lengths.sum()) / (self.sample_rate or 1)
             loss = self._backward(batch)
             total += loss.total.detach()
             count += loss.count
@@ -194,7 +201,7 @@ class Trainer:
                 window.parts[name] = window.parts.get(name, 0) + value
         self._update(total, count, ids, window)
 
-    def _backward(self, batch: Batch) -> Loss:
+    def _backward(self, batch: TrainingBatch) -> Loss:
         """Adds the gradient of a batch's sum to what is there."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             loss = self.task(batch.to(self.device))
@@ -246,7 +253,11 @@ class Trainer:
         seconds = time.monotonic() - window.since
         values["train/lr"] = learning_rate(self.optim, self.at.step, max_steps=self.config.max_steps)
         values["train/grad_norm"] = float(window.grad_norm) if window.grad_norm is not None else 0.0
-        values["speed/audio_s_per_s"] = window.audio_s / seconds
+        size_per_s = window.size / seconds
+        if self.sample_rate is None:
+            values["speed/tokens_per_s"], speed = size_per_s, f"{size_per_s:.0f} tokens/s"
+        else:
+            values["speed/audio_s_per_s"], speed = size_per_s, f"{size_per_s * 100:.0f} frames/s"
         values["train/epoch"] = self.at.epoch
         values["train/skipped_steps"] = self.at.bad_steps
         memory = ""
@@ -254,10 +265,7 @@ class Trainer:
             values["speed/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
             memory = f" gpu {values['speed/gpu_memory_gb']:.1f} GB"
         self.tracker.scalars(values, step=self.at.step)
-        line = (
-            f"epoch {self.at.epoch} loss {values['train/loss']:.3f} lr {values['train/lr']:.1e} "
-            f"{values['speed/audio_s_per_s'] * 100:.0f} frames/s{memory}"
-        )
+        line = f"epoch {self.at.epoch} loss {values['train/loss']:.3f} lr {values['train/lr']:.1e} {speed}{memory}"
         logger.info("step %d/%d %s", self.at.step, self.config.max_steps, line)
         return line
 
@@ -354,7 +362,7 @@ class Trainer:
     def _try_largest_batch(self) -> None:
         """Runs the largest batch forward and backward, so that want of memory shows at once; changes nothing."""
         batch = self.batches.largest()
-        size = f"{len(batch.ids)} utterances, {batch.waveforms.numel() / self.sample_rate:.0f} s with padding"
+        size, limits = self._describe(batch)
         states = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         started = time.monotonic()
         self.task.train()
@@ -364,8 +372,8 @@ class Trainer:
             if not _is_out_of_memory(error):
                 raise
             raise TrainingError(
-                f"not enough memory on {self.device} for the largest batch ({size}); lower loader.max_batch_s and "
-                "raise trainer.accumulate by as much, or lower loader.max_duration_s"
+                f"not enough memory on {self.device} for the largest batch ({size}); lower loader.{limits[0]} and "
+                f"raise trainer.accumulate by as much, or lower loader.{limits[1]}"
             ) from error
         finally:
             self.optimizer.zero_grad()
@@ -373,6 +381,13 @@ class Trainer:
             if states[1] is not None:
                 torch.cuda.set_rng_state(states[1], self.device)
         logger.info("the largest batch fits: %s, %.1f s a step", size, time.monotonic() - started)
+
+    def _describe(self, batch: TrainingBatch) -> tuple[str, tuple[str, str]]:
+        """How large a batch is, and the settings that limit batches and their rows."""
+        rows, padded = len(batch.lengths), len(batch.lengths) * int(batch.lengths.max())
+        if self.sample_rate is None:
+            return f"{rows} sentences, {padded} tokens with padding", ("max_batch_tokens", "max_sentence_tokens")
+        return f"{rows} utterances, {padded / self.sample_rate:.0f} s with padding", ("max_batch_s", "max_duration_s")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

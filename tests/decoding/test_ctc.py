@@ -8,7 +8,7 @@ import torch
 from alignments import transcript_probabilities
 from torch import Tensor
 
-from asr.decoding.ctc import PrefixScorer, PrefixState, greedy_search
+from asr.decoding.ctc import CtcScorer, greedy_search
 from asr.tokenizer import BLANK_ID, EOS_ID
 
 TOKENS = (2, 3)  # with blank and end of sentence, a vocabulary of four
@@ -68,40 +68,49 @@ def test_greedy_search_joins_repeats_and_drops_blanks(path: list[int], tokens: t
 # Prefix scores
 
 
-def score_prefix(scorer: PrefixScorer, tokens: tuple[int, ...]) -> PrefixState:
-    """The state of one prefix, extended token by token."""
-    state, last = scorer.start(), EOS_ID
+def score_prefix(scorer: CtcScorer, tokens: tuple[int, ...]) -> tuple[float, Tensor]:
+    """The score of a prefix, extended token by token, and what each next token adds, (V,)."""
+    state = scorer.start(1, 1)
+    total = 0.0
     for token in tokens:
-        state = scorer.extend(state, torch.tensor([last]), torch.tensor([[token]]))
-        last = token
-    return state
+        gains, state = scorer.score(state)
+        total += float(gains[0, token])
+        state = scorer.advance(state, torch.tensor([0]), torch.tensor([token]))
+    return total, scorer.score(state)[0][0]
+
+
+def make_scorer(log_probs: Tensor) -> CtcScorer:
+    return CtcScorer(log_probs[None], torch.tensor([len(log_probs)]))
 
 
 def prefixes(max_length: int) -> list[tuple[int, ...]]:
     return [tokens for length in range(max_length + 1) for tokens in itertools.product(TOKENS, repeat=length)]
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 3, 6])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_prefix_score_is_the_probability_of_all_transcripts_that_begin_with_it(num_frames: int, seed: int) -> None:
-    log_probs = random_log_probs(num_frames, seed=seed)
-    probabilities = transcript_probabilities(log_probs)
-    scorer = PrefixScorer(log_probs)
-    for prefix in prefixes(3)[1:]:
-        expected = sum(p for tokens, p in probabilities.items() if tokens[: len(prefix)] == prefix)
-        assert math.exp(float(score_prefix(scorer, prefix).scores)) == pytest.approx(expected, **EXACT), prefix
-
-
-@pytest.mark.parametrize("num_frames", [1, 2, 3, 6])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_end_of_sentence_scores_the_probability_of_exactly_that_transcript(num_frames: int, seed: int) -> None:
-    log_probs = random_log_probs(num_frames, seed=seed)
-    probabilities = transcript_probabilities(log_probs)
-    scorer = PrefixScorer(log_probs)
+def check_against_all_alignments(log_probs: Tensor) -> None:
+    """A prefix scores the probability of all transcripts that begin with it, its end that of exactly this one."""
+    probabilities, scorer = transcript_probabilities(log_probs), make_scorer(log_probs)
     for prefix in prefixes(3):
-        last = torch.tensor([prefix[-1] if prefix else EOS_ID])
-        ended = scorer.extend(score_prefix(scorer, prefix), last, torch.tensor([[EOS_ID]]))
-        assert math.exp(float(ended.scores)) == pytest.approx(probabilities.get(prefix, 0.0), **EXACT), prefix
+        expected = sum(p for tokens, p in probabilities.items() if tokens[: len(prefix)] == prefix)
+        total, gains = score_prefix(scorer, prefix)
+        if expected:
+            assert math.exp(total) == pytest.approx(expected, **EXACT), prefix
+            assert math.exp(total + float(gains[EOS_ID])) == pytest.approx(probabilities.get(prefix, 0.0), **EXACT)
+        else:
+            assert not total > -1000
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 6])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_prefix_scores_are_sums_over_all_alignments(num_frames: int, seed: int) -> None:
+    check_against_all_alignments(random_log_probs(num_frames, seed=seed))
+
+
+def test_impossible_labels_give_numbers_and_no_nan() -> None:
+    log_probs = random_log_probs(5)
+    log_probs[:, 3] = -math.inf
+    log_probs[2, BLANK_ID] = -math.inf
+    check_against_all_alignments(log_probs.log_softmax(dim=-1))
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 30.0])
@@ -109,34 +118,29 @@ def test_the_score_of_the_true_transcript_agrees_with_ctc_loss_on_a_long_utteran
     """Sharp frames make products of hundreds of tiny probabilities, which must not underflow."""
     log_probs = random_log_probs(400, 6, sharpness=sharpness)
     tokens = greedy_search(log_probs[None], torch.tensor([400]))[0].tokens
-    scorer = PrefixScorer(log_probs)
-    ended = scorer.extend(score_prefix(scorer, tokens), torch.tensor([tokens[-1]]), torch.tensor([[EOS_ID]]))
+    total, gains = score_prefix(make_scorer(log_probs), tokens)
     loss = torch.nn.functional.ctc_loss(
         log_probs[:, None], torch.tensor([tokens]), torch.tensor([400]), torch.tensor([len(tokens)]), reduction="sum"
     )
-    assert float(ended.scores) == pytest.approx(-float(loss), rel=1e-9)
+    assert total + float(gains[EOS_ID]) == pytest.approx(-float(loss), rel=1e-9)
 
 
-def test_many_prefixes_and_candidates_at_once_equal_one_at_a_time() -> None:
-    scorer = PrefixScorer(random_log_probs(6, 5))
-    first = scorer.extend(scorer.start(), torch.tensor([EOS_ID]), torch.tensor([[2, 3, 4]]))
-    candidates = torch.tensor([[EOS_ID, 2, 4], [EOS_ID, 3, 2], [EOS_ID, 4, 3]])
-    second = scorer.extend(first, torch.tensor([2, 3, 4]), candidates)
-    third = scorer.extend(second.select(torch.tensor([2, 7])), torch.tensor([4, 4]), torch.tensor([[4, 2], [4, 2]]))
-    for index, prefix in enumerate([(2, 4, 4), (2, 4, 2), (4, 4, 4), (4, 4, 2)]):
-        expected = score_prefix(scorer, prefix)
-        torch.testing.assert_close(third.scores[index], expected.scores[0])
-        torch.testing.assert_close(third.nonblank[index], expected.nonblank[0])
-        torch.testing.assert_close(third.blank[index], expected.blank[0])
+def test_many_rows_at_once_equal_one_at_a_time() -> None:
+    """Two utterances of unlike lengths, three rows each, reordered within their utterance; then one of them leaves."""
+    outputs = [random_log_probs(6, 5, seed=1), random_log_probs(4, 5, seed=2)]
+    padded = torch.full((2, 6, 5), math.nan, dtype=torch.float64)
+    padded[0], padded[1, :4] = outputs
+    scorer = CtcScorer(padded, torch.tensor([6, 4]))
+    state = scorer.start(2, 3)
+    state = scorer.advance(scorer.score(state)[1], torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([2, 3, 4, 2, 3, 4]))
+    state = scorer.advance(scorer.score(state)[1], torch.tensor([2, 0, 0, 3, 5, 3]), torch.tensor([4, 2, 3, 4, 4, 2]))
+    check_rows(scorer.score(state)[0], outputs[0], [(4, 4), (2, 2), (2, 3)])
+    check_rows(scorer.score(state)[0][3:], outputs[1], [(2, 4), (4, 4), (2, 2)])
+    state = scorer.advance(scorer.score(state)[1], torch.tensor([4, 4, 3]), torch.tensor([2, 4, 3]))
+    check_rows(scorer.score(state)[0], outputs[1], [(4, 4, 2), (4, 4, 4), (2, 4, 3)])
 
 
-def test_impossible_labels_give_numbers_and_no_nan() -> None:
-    log_probs = random_log_probs(5)
-    log_probs[:, 3] = -math.inf
-    log_probs[2, BLANK_ID] = -math.inf
-    log_probs = log_probs.log_softmax(dim=-1)
-    probabilities = transcript_probabilities(log_probs)
-    scorer = PrefixScorer(log_probs)
-    for prefix in prefixes(3)[1:]:
-        expected = sum(p for tokens, p in probabilities.items() if tokens[: len(prefix)] == prefix)
-        assert math.exp(float(score_prefix(scorer, prefix).scores)) == pytest.approx(expected, **EXACT), prefix
+def check_rows(gains: Tensor, log_probs: Tensor, expected: list[tuple[int, ...]]) -> None:
+    for row, prefix in enumerate(expected):
+        expected_gains = score_prefix(make_scorer(log_probs), prefix)[1]
+        torch.testing.assert_close(gains[row, EOS_ID:], expected_gains[EOS_ID:])  # a blank is never looked at

@@ -1,25 +1,40 @@
-"""The one door to all decoding modes: batches, settings and what it refuses."""
+"""One encoder pass, then any way to search: batches, settings and what is refused."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
 
-from asr.decoding.search import DecodingConfig, NotFiniteError, Recognition, recognize
+from asr.decoding.search import (
+    MODES,
+    DecodingConfig,
+    Encoding,
+    FusionConfig,
+    NotFiniteError,
+    Recognition,
+    Search,
+    encode,
+)
 
 GREEDY = DecodingConfig(mode="greedy")
 JOINT = DecodingConfig(mode="joint", beam_size=3)
+CONFIGS = {mode: DecodingConfig(mode=mode, beam_size=3) for mode in MODES}
 WAVEFORMS = [tiny.noise(length, seed=length) for length in (3000, 1, 800, 2111)]
 
 
-def run(waveforms: list[torch.Tensor], config: DecodingConfig, *, num_decoder_layers: int = 2) -> list[Recognition]:
+def make_encoding(waveforms: list[torch.Tensor] = WAVEFORMS) -> Encoding:
     padded, lengths = tiny.pad(waveforms, value=math.nan)
-    return recognize(tiny.make_model(num_decoder_layers=num_decoder_layers), padded, lengths, config)
+    return encode(tiny.make_model(), padded, lengths)
 
 
-@pytest.mark.parametrize("config", [GREEDY, JOINT], ids=["greedy", "joint"])
+def run(waveforms: list[torch.Tensor], config: DecodingConfig) -> list[Recognition]:
+    return Search(tiny.make_model(), config)(make_encoding(waveforms))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_batch_of_n_equals_n_batches_of_one(config: DecodingConfig) -> None:
     together = run(WAVEFORMS, config)
     for waveform, found in zip(WAVEFORMS, together, strict=True):
@@ -41,49 +56,81 @@ def test_log_probs_come_without_padding() -> None:
         assert found.log_probs.shape == (model.num_frames(len(waveform)), 6)
 
 
-def test_the_best_hypothesis_comes_first() -> None:
-    for found in run(WAVEFORMS, JOINT):
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_best_hypothesis_comes_first(config: DecodingConfig) -> None:
+    for found in run(WAVEFORMS, config):
         assert found.best is found.hypotheses[0]
-        assert found.best.score == max(each.score for each in found.hypotheses)
+        assert [each.score for each in found.hypotheses] == sorted(each.score for each in found.hypotheses)[::-1]
 
 
 def test_settings_of_the_config_reach_the_search() -> None:
     (one,) = run(WAVEFORMS[:1], DecodingConfig(mode="joint", beam_size=1))
     (three,) = run(WAVEFORMS[:1], JOINT)
+    (two,) = run(WAVEFORMS[:1], DecodingConfig(mode="joint", beam_size=3, num_best=2))
     (long,) = run(WAVEFORMS[:1], DecodingConfig(mode="joint", beam_size=3, length_bonus=3.0))
     (ctc,) = run(WAVEFORMS[:1], DecodingConfig(mode="joint", beam_size=3, ctc_weight=1.0))
-    (few,) = run(WAVEFORMS[:1], DecodingConfig(mode="joint", beam_size=3, ctc_weight=1.0, num_candidates=1))
-    assert len(one.hypotheses) == 1 < len(three.hypotheses) == 3
+    # A beam of one has a single hypothesis of every length.
+    assert len({len(each.tokens) for each in one.hypotheses}) == len(one.hypotheses)
+    assert len({len(each.tokens) for each in three.hypotheses}) < len(three.hypotheses) == 10
+    assert two.hypotheses == three.hypotheses[:2]
     assert len(long.best.tokens) > len(three.best.tokens)
     assert ctc.best.score == pytest.approx(ctc.best.parts["ctc"])
-    assert few.best.score < ctc.best.score
 
 
-def test_greedy_mode_needs_no_decoder() -> None:
-    assert len(run(WAVEFORMS, GREEDY, num_decoder_layers=0)) == len(WAVEFORMS)
+@pytest.mark.parametrize("mode", ["attention", "joint"])
+def test_the_internal_language_model_is_taken_away(mode: str) -> None:
+    config = DecodingConfig(mode=mode, beam_size=3, lm=FusionConfig(internal_weight=0.4))
+    for found in run(WAVEFORMS, config):
+        for each in found.hypotheses:
+            weights = {"ctc": 0.3, "attention": 0.7} if mode == "joint" else {"attention": 1.0}
+            expected = sum(weight * each.parts[name] for name, weight in weights.items()) - 0.4 * each.parts["internal"]
+            assert each.score == pytest.approx(expected)
 
 
-def test_joint_mode_without_a_decoder_is_an_error() -> None:
-    message = r"^decoding\.mode is 'joint', but this model has no attention decoder; use mode greedy$"
+def test_the_parts_of_a_rescored_hypothesis_are_those_of_joint_search() -> None:
+    """The same transcript has the same CTC and attention scores, whichever search came upon it."""
+    joint, rescored = (
+        run(WAVEFORMS, DecodingConfig(mode=mode, beam_size=30, num_best=30)) for mode in ("joint", "rescore")
+    )
+    shared = 0
+    for one, other in zip(joint, rescored, strict=True):
+        parts = {each.tokens: each.parts for each in one.hypotheses}
+        for each in other.hypotheses:
+            assert each.score == pytest.approx(0.3 * each.parts["ctc"] + 0.7 * each.parts["attention"])
+            if each.tokens in parts and len(each.tokens) < 3:
+                shared += 1
+                assert each.parts["attention"] == pytest.approx(parts[each.tokens]["attention"], abs=1e-4)
+    assert shared > 5
+
+
+@pytest.mark.parametrize("mode", ["greedy", "prefix_beam"])
+def test_ctc_alone_needs_no_decoder(mode: str) -> None:
+    model = tiny.make_model(num_decoder_layers=0)
+    padded, lengths = tiny.pad(WAVEFORMS)
+    assert len(Search(model, CONFIGS[mode])(encode(model, padded, lengths))) == len(WAVEFORMS)
+
+
+@pytest.mark.parametrize("mode", ["attention", "joint", "rescore"])
+def test_a_mode_that_needs_a_decoder_says_so(mode: str) -> None:
+    message = rf"^decoding\.mode is '{mode}', but this model has no attention decoder; use mode greedy or prefix_beam$"
     with pytest.raises(ValueError, match=message):
-        run(WAVEFORMS, JOINT, num_decoder_layers=0)
+        Search(tiny.make_model(num_decoder_layers=0), CONFIGS[mode])
 
 
 def test_a_model_in_training_mode_is_an_error() -> None:
     padded, lengths = tiny.pad(WAVEFORMS)
     with pytest.raises(ValueError, match=r"^the model is in training mode; call model\.eval\(\) before recognition$"):
-        recognize(tiny.make_model().train(), padded, lengths, GREEDY)
+        encode(tiny.make_model().train(), padded, lengths)
 
 
-@pytest.mark.parametrize("config", [GREEDY, JOINT], ids=["greedy", "joint"])
-def test_weights_that_are_no_numbers_are_an_error(config: DecodingConfig) -> None:
+def test_weights_that_are_no_numbers_are_an_error() -> None:
     model = tiny.make_model()
     with torch.no_grad():
         model.ctc.bias.fill_(math.nan)
     padded, lengths = tiny.pad(WAVEFORMS)
     message = r"^the model's output is not a number \(NaN\); its weights or its input are damaged$"
     with pytest.raises(NotFiniteError, match=message):
-        recognize(model, padded, lengths, config)
+        encode(model, padded, lengths)
 
 
 def test_samples_that_are_no_numbers_are_an_error() -> None:
@@ -91,17 +138,72 @@ def test_samples_that_are_no_numbers_are_an_error() -> None:
         run([torch.full((900,), math.nan)], GREEDY)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_posteriors_that_are_all_blank_give_the_empty_transcript(mode: str) -> None:
+    encoding = make_encoding()
+    blank = torch.full_like(encoding.log_probs, -math.inf)
+    blank[:, :, 0] = 0.0
+    found = Search(tiny.make_model(), CONFIGS[mode])(Encoding(encoding.frames, encoding.lengths, blank))
+    if mode != "attention":  # which does not ask CTC
+        assert all(each.best.tokens == () for each in found)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_beam_larger_than_the_vocabulary_and_a_single_frame_are_fine(mode: str) -> None:
+    for found in run([tiny.noise(1), tiny.noise(80)], DecodingConfig(mode=mode, beam_size=200)):
+        assert len(found.log_probs) == 1
+        assert len(found.best.tokens) <= 1
+        assert len({each.tokens for each in found.hypotheses}) == len(found.hypotheses)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "best"}, "decoding.mode is 'best'; choose one of greedy, joint"),
+        (
+            {"mode": "best"},
+            "decoding.mode is 'best'; choose one of greedy, prefix_beam, attention, joint, rescore",
+        ),
         ({"beam_size": 0}, "decoding.beam_size is 0; it must be at least 1"),
-        ({"num_candidates": 0}, "decoding.num_candidates is 0; it must be at least 1"),
+        ({"num_best": 0}, "decoding.num_best is 0; it must be at least 1"),
         ({"ctc_weight": 0.0}, "decoding.ctc_weight is 0.0; it must be in (0, 1]"),
         ({"ctc_weight": 1.1}, "decoding.ctc_weight is 1.1; it must be in (0, 1]"),
+        ({"length_bonus": math.nan}, "decoding.length_bonus is nan; it must be a finite number"),
+        ({"hotword_bonus": math.inf}, "decoding.hotword_bonus is inf; it must be a finite number"),
+        ({"end_margin": -1.0}, "decoding.end_margin is -1.0; it must be 0 or more"),
+        ({"token_margin": math.nan}, "decoding.token_margin is nan; it must be 0 or more"),
+        (
+            {"mode": "greedy", "hotwords": Path("names.txt")},
+            "decoding.hotwords is names.txt, which has no place in mode 'greedy'; leave it out, or take mode "
+            "prefix_beam or attention or joint or rescore",
+        ),
+        (
+            {"mode": "prefix_beam", "lm": FusionConfig(neural=Path("lm"))},
+            "decoding.lm.neural is lm, which has no place in mode 'prefix_beam'; leave it out, or take mode attention "
+            "or joint or rescore",
+        ),
+        (
+            {"mode": "rescore", "lm": FusionConfig(internal_weight=0.1)},
+            "decoding.lm.internal_weight is 0.1, which has no place in mode 'rescore'; leave it out, or take mode "
+            "attention or joint",
+        ),
     ],
 )
 def test_errors_of_the_config(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         DecodingConfig(**settings)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ngram_weight": -1.0}, "decoding.lm.ngram_weight is -1.0; it must be a number of 0 or more"),
+        ({"neural_weight": math.inf}, "decoding.lm.neural_weight is inf; it must be a number of 0 or more"),
+        ({"internal_weight": -0.1}, "decoding.lm.internal_weight is -0.1; it must be a number of 0 or more"),
+        ({"unknown_penalty": 1.0}, "decoding.lm.unknown_penalty is 1.0; it must be a number of 0 or less"),
+    ],
+)
+def test_errors_of_language_model_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        FusionConfig(**settings)
     assert str(caught.value) == message

@@ -1,5 +1,6 @@
 """Makes the recipes importable, as they are for Python when one of them is the program, and tells Hydra of them."""
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ def compose() -> Callable[..., Any]:
     schema.register()
 
     def composed(name: str, *overrides: str) -> Any:
+        importlib.import_module(name)  # a recipe may have dataclasses of its own, which it tells Hydra of
         with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
             return schema.to_dataclasses(hydra.compose(name, list(overrides)))
 

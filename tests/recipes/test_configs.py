@@ -29,6 +29,11 @@ REQUIRED = {
     "evaluate": ["model=runs/x", "manifests=[a.jsonl]"],
     "transcribe": ["model=runs/x", "inputs=[a.flac]"],
     "picture": ["model=runs/x", "audio=a.flac"],
+    "benchmark": ["model=runs/x", "manifest=a.jsonl"],
+    "tune_decoding": ["model=runs/x", "manifest=a.jsonl"],
+    "train_lm": ["recognizer=runs/x", "texts=[a.txt]"],
+    "train_ngram": ["texts=[a.txt]", "output=a.arpa"],
+    "word_times": ["model=runs/x"],
 }
 
 

@@ -11,7 +11,7 @@ from utterances import make_utterances
 from asr import evaluate
 from asr.augment import AugmentConfig
 from asr.data.manifest import Utterance
-from asr.decoding.search import DecodingConfig
+from asr.decoding.search import DecodingConfig, Search
 from asr.recognition import recognize_utterances
 from asr.training.task import WordErrorValidation
 
@@ -39,7 +39,9 @@ def validation(utterances: list[Utterance], *, max_batch_s: float = 9.0) -> Word
 def test_the_metric_is_the_word_error_rate_of_greedy_search(utterances):
     found = validation(utterances)()
     model, tokenizer = tiny.make_model(), tiny.make_tokenizer()
-    recognised = recognize_utterances(model, utterances, DecodingConfig(), sample_rate=tiny.SAMPLE_RATE)
+    recognised = recognize_utterances(
+        model, utterances, {"greedy": Search(model, DecodingConfig())}, sample_rate=tiny.SAMPLE_RATE
+    )
     texts = {utterance.id: tokenizer.decode(each.best.tokens) for utterance, each in recognised}
     score = evaluate.score({each.id: each.text for each in utterances}, texts, num_draws=1)
     assert any(texts.values())

@@ -1,0 +1,116 @@
+"""Which sentences form which batch: by number of tokens, of like lengths, the same for the same seed."""
+
+# B sentences of a batch, U tokens
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asr.data.sentences import Sentences
+
+# Lengths are jittered by this share before they are sorted, so that batches differ from epoch to epoch.
+_JITTER = 0.03
+
+
+@dataclass(slots=True, kw_only=True)
+class SentenceBatch:
+    """A batch of sentences.
+
+    Attributes:
+        tokens: (B, U) int64, zero beyond a length.
+        lengths: Tokens without the end of sentence, (B,) int64.
+        num_tokens: Sum of the lengths, and an end of sentence each: what is predicted.
+        ids: The batch's place, as one name.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    num_tokens: int
+    ids: list[str]
+
+    def to(self, device: torch.device) -> Self:
+        """Returns the batch with its tensors on the device."""
+        return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class SentencePlan:
+    """Which sentences form a batch: its epoch, its position in that epoch, and their indices, (B,)."""
+
+    epoch: int
+    position: int
+    indices: np.ndarray
+
+
+class SentenceBatches:
+    """Batches of sentences of like length, epoch after epoch, from any starting point.
+
+    Nothing is remembered between batches: the plan of an epoch follows from the seed and its number, so a run that is
+    resumed in mid-epoch sees what it would have seen.
+
+    Args:
+        sentences: At least one.
+        max_batch_tokens: Most tokens of a batch, padding and ends of sentence included; no sentence has more.
+        seed: Any integer from 0.
+    """
+
+    def __init__(self, sentences: Sentences, *, max_batch_tokens: int, seed: int) -> None:
+        self.sentences, self.max_batch_tokens, self.seed = sentences, max_batch_tokens, seed
+
+    def start(self, epoch: int, position: int) -> Iterator[tuple[SentencePlan, SentenceBatch]]:
+        """Batches without end, from a place in an epoch on."""
+        while True:
+            for plan in self.epoch(epoch)[position:]:
+                yield plan, self._batch(plan)
+            epoch, position = epoch + 1, 0
+
+    def epoch(self, number: int) -> list[SentencePlan]:
+        """The batches of one epoch, in order; every sentence is in exactly one."""
+        random = np.random.default_rng((self.seed, number))
+        lengths = self.sentences.lengths + 1
+        order = np.argsort(lengths * (1 + _JITTER * random.uniform(-1, 1, len(lengths))), kind="stable")
+        batches = np.split(order, _starts(lengths[order].tolist(), self.max_batch_tokens)[1:])
+        places = random.permutation(len(batches))
+        return [SentencePlan(number, position, batches[place]) for position, place in enumerate(places)]
+
+    def largest(self) -> SentenceBatch:
+        """A batch of the most tokens, padding included, that any epoch can have; of the longest sentences of these."""
+        lengths = self.sentences.lengths + 1
+        longest = np.unique(lengths)[::-1]
+        # With a sentence come at most as many as are no longer.
+        sizes = np.searchsorted(np.sort(lengths), longest, side="right")
+        sizes = np.minimum(sizes, self.max_batch_tokens // longest)
+        best = int(np.argmax(longest * sizes))
+        order = np.argsort(-np.where(lengths <= longest[best], lengths, 0), kind="stable")
+        return self._batch(SentencePlan(0, 0, order[: sizes[best]]))
+
+    def padding_share(self, number: int) -> float:
+        """Share of the tokens of an epoch that is padding, in [0, 1)."""
+        lengths = self.sentences.lengths + 1
+        padded = sum(int(lengths[plan.indices].max()) * len(plan.indices) for plan in self.epoch(number))
+        return 1 - int(lengths.sum()) / padded
+
+    def _batch(self, plan: SentencePlan) -> SentenceBatch:
+        rows = [torch.from_numpy(self.sentences[index].astype(np.int64)) for index in plan.indices]
+        lengths = torch.tensor([len(row) for row in rows])
+        return SentenceBatch(
+            tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            lengths=lengths,
+            num_tokens=int(lengths.sum()) + len(rows),
+            ids=[f"batch {plan.position} of epoch {plan.epoch}"],
+        )
+
+
+def _starts(lengths: list[int], max_tokens: int) -> list[int]:
+    """Where to cut a row of sentences into batches that are no larger than allowed, the first place included."""
+    starts, longest = [0], 0
+    for place, length in enumerate(lengths):
+        longest = max(longest, length)
+        if longest * (place - starts[-1] + 1) > max_tokens:
+            starts.append(place)
+            longest = length
+    return starts

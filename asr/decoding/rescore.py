@@ -1,0 +1,90 @@
+"""Second pass: hypotheses of a first search, scored whole by slower models and ranked anew."""
+
+# B utterances, N hypotheses of an utterance, U tokens, T' encoder frames, D width, V vocabulary
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from asr.decoding.hypothesis import Hypothesis
+from asr.decoding.neural_lm import sequence_log_probs
+from asr.nn.decoder import TransformerDecoder
+from asr.nn.lm import LanguageModel
+from asr.tokenizer import EOS_ID
+
+
+def rescore(
+    found: Sequence[Sequence[Hypothesis]],
+    decoder: TransformerDecoder,
+    frames: Tensor,
+    lengths: Tensor,
+    *,
+    weights: Mapping[str, float],
+    length_bonus: float = 0.0,
+    neural: LanguageModel | None = None,
+) -> list[list[Hypothesis]]:
+    """Adds the attention decoder's score, and a language model's, and ranks by the weighted sum of all parts.
+
+    Args:
+        found: Hypotheses of each utterance, at least one, with the parts of their score.
+        decoder: In eval mode.
+        frames: Encoder frames, (B, T', D).
+        lengths: (B,) integers.
+        weights: Of each part by name: those that are there, `attention`, and `neural` where that is given.
+        length_bonus: Added for every token.
+        neural: A language model over the tokens, in eval mode.
+
+    Returns:
+        The same hypotheses with more parts, best first.
+    """
+    attention = attention_log_probs(decoder, frames, lengths, found)
+    language = [[0.0] * len(own) for own in found]
+    if neural is not None:
+        flat = sequence_log_probs(neural, [each.tokens for own in found for each in own]).tolist()
+        places = iter(flat)
+        language = [[next(places) for _ in own] for own in found]
+    ranked = []
+    for own, heard, expected in zip(found, attention, language, strict=True):
+        scored = []
+        for each, attention_score, language_score in zip(own, heard, expected, strict=True):
+            parts = each.parts | {"attention": attention_score}
+            if neural is not None:
+                parts["neural"] = language_score
+            scored.append(combine(replace(each, parts=parts), weights=weights, length_bonus=length_bonus))
+        ranked.append(sorted(scored, key=lambda hypothesis: -hypothesis.score))
+    return ranked
+
+
+def combine(hypothesis: Hypothesis, *, weights: Mapping[str, float], length_bonus: float) -> Hypothesis:
+    """The hypothesis with the weighted sum of its parts as score; a part without a weight counts nothing."""
+    score = sum(weights[name] * value for name, value in hypothesis.parts.items() if weights.get(name))
+    return replace(hypothesis, score=score + length_bonus * len(hypothesis.tokens))
+
+
+def attention_log_probs(
+    decoder: TransformerDecoder, frames: Tensor, lengths: Tensor, found: Sequence[Sequence[Hypothesis]]
+) -> list[list[float]]:
+    """The decoder's log-probability of each hypothesis, end of sentence included, all tokens at once.
+
+    Args:
+        decoder: In eval mode.
+        frames: Encoder frames, (B, T', D).
+        lengths: (B,) integers.
+        found: Hypotheses of each utterance.
+    """
+    count = max(len(own) for own in found)
+    longest = max(len(each.tokens) for own in found for each in own)
+    inputs = torch.full((len(found), count, longest + 1), EOS_ID)
+    targets = torch.full((len(found), count, longest + 1), -1)
+    for row, own in enumerate(found):
+        for column, each in enumerate(own):
+            size = len(each.tokens)
+            inputs[row, column, 1 : size + 1] = torch.tensor(each.tokens, dtype=torch.int64)
+            targets[row, column, : size + 1] = torch.tensor([*each.tokens, EOS_ID])
+    inputs, targets = inputs.flatten(0, 1).to(frames.device), targets.flatten(0, 1).to(frames.device)
+    log_probs = decoder(inputs, frames, lengths).float().log_softmax(dim=-1)  # (B·N, U + 1, V)
+    chosen = log_probs.gather(2, targets.clamp_min(0)[:, :, None])[:, :, 0].double()
+    sums = torch.where(targets >= 0, chosen, 0.0).sum(dim=1).view(len(found), count)
+    return [own[: len(hypotheses)] for own, hypotheses in zip(sums.tolist(), found, strict=True)]

@@ -1,0 +1,195 @@
+"""Training a language model: its loss on a batch, its validation, and how all is put together."""
+
+# B sentences, U tokens
+
+import logging
+import math
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from asr.data.sentence_batches import SentenceBatch, SentenceBatches
+from asr.data.sentences import SentenceLoaderConfig, Sentences
+from asr.decoding.neural_lm import sequence_log_probs
+from asr.lm_checkpoint import build_language_model, load_tokenizer_and_lm_config, save_language_model
+from asr.losses import Loss, attention_loss, teacher_forcing
+from asr.nn.lm import LanguageModel, LanguageModelConfig
+from asr.tokenizer import Tokenizer
+from asr.training.interfaces import Validation
+from asr.training.optim import OptimConfig
+from asr.training.tracking import Tracker
+from asr.training.trainer import Trainer, TrainerConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class LanguageTrainingConfig:
+    """All that decides what a language model learns, beside its text and its tokenizer."""
+
+    seed: int = 1
+    lm: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    loader: SentenceLoaderConfig = field(default_factory=SentenceLoaderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative")
+
+
+class LanguageTask(nn.Module):
+    """A language model with its loss: the cross-entropy of every next token, the end of sentence included."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: SentenceBatch) -> Loss:
+        """The loss of a batch on the model's device, in nats a token."""
+        inputs, targets = teacher_forcing(batch.tokens, batch.lengths)  # (B, U + 1) each
+        total = attention_loss(self.model(inputs), targets, label_smoothing=0.0)
+        return Loss(total, batch.num_tokens, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How well a language model predicts a text; each sentence's end counts as one more word and one more token.
+
+    Attributes:
+        num_sentences: Sentences.
+        num_words: Words, without ends.
+        num_tokens: Tokens, without ends.
+        per_word: exp of the negative log-likelihood divided by words and ends; comparable between tokenizers.
+        per_token: The same, divided by tokens and ends.
+    """
+
+    num_sentences: int
+    num_words: int
+    num_tokens: int
+    per_word: float
+    per_token: float
+
+
+def perplexity(model: LanguageModel, sentences: Sentences, *, max_batch_tokens: int) -> Perplexity:
+    """Measures a language model in eval mode on sentences, at most so many tokens at once."""
+    sequences = [sentences[index].tolist() for index in range(len(sentences))]
+    nats = -float(sequence_log_probs(model, sequences, max_batch_tokens=max_batch_tokens).sum())
+    num_words, num_tokens = int(sentences.num_words.sum()), int(sentences.lengths.sum())
+    return Perplexity(
+        num_sentences=len(sentences),
+        num_words=num_words,
+        num_tokens=num_tokens,
+        per_word=_exp(nats / (num_words + len(sentences))),
+        per_token=_exp(nats / (num_tokens + len(sentences))),
+    )
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf  # where math.exp gives up
+
+
+@dataclass(slots=True, kw_only=True)
+class PerplexityValidation:
+    """Judges a language model by its perplexity a word, which is `metric`.
+
+    Attributes:
+        model: The model in training.
+        sentences: The validation text.
+        max_batch_tokens: Most tokens of a batch, padding included.
+    """
+
+    model: LanguageModel
+    sentences: Sentences
+    max_batch_tokens: int
+
+    def __call__(self) -> Validation:
+        """Scores the validation text with the weights that the model has now."""
+        self.model.eval()
+        found = perplexity(self.model, self.sentences, max_batch_tokens=self.max_batch_tokens)
+        scalars = {"valid/word_perplexity": found.per_word, "valid/token_perplexity": found.per_token}
+        return Validation(metric=found.per_word, scalars=scalars)
+
+
+def train_language_model(
+    config: LanguageTrainingConfig,
+    *,
+    train: Sentences,
+    valid: Sentences,
+    tokenizer: Tokenizer,
+    folder: Path,
+    device: torch.device,
+    tracker: Tracker,
+) -> Path:
+    """Trains a language model, or goes on with a run that was interrupted.
+
+    Args:
+        config: What to learn, and how.
+        train: Sentences to learn from.
+        valid: Sentences to choose the model on.
+        tokenizer: The recogniser's, which made the tokens of both.
+        folder: The run folder.
+        device: Where to compute.
+        tracker: Where curves go.
+
+    Returns:
+        The folder of the chosen model.
+
+    Raises:
+        ValueError: If the folder holds another run.
+        Interrupted: After SIGINT or SIGTERM, with everything saved.
+        TrainingError: If training cannot go on.
+    """
+    refuse_other_model(folder, config.lm, tokenizer)
+    torch.manual_seed(config.seed)
+    model = build_language_model(config.lm, tokenizer).to(device)
+    max_batch_tokens = config.loader.max_batch_tokens
+    batches = SentenceBatches(train, max_batch_tokens=max_batch_tokens, seed=config.seed)
+    _log_sizes(train, batches, tokenizer, model)
+    trainer = Trainer(
+        LanguageTask(model),
+        config=config.trainer,
+        optim=config.optim,
+        batches=batches,
+        validate=PerplexityValidation(model=model, sentences=valid, max_batch_tokens=max_batch_tokens),
+        save=partial(save_language_model, config=config.lm, tokenizer=tokenizer),
+        tracker=tracker,
+        folder=folder,
+        device=device,
+        sample_rate=None,
+    )
+    return trainer.run()
+
+
+def refuse_other_model(folder: Path, config: LanguageModelConfig, tokenizer: Tokenizer) -> None:
+    """Stops a run whose folder holds checkpoints of another language model.
+
+    Raises:
+        ValueError: If sizes or tokenizer differ; the first difference is named.
+    """
+    for checkpoint in sorted((folder / "checkpoints").glob("step-*"))[-1:]:
+        saved_tokenizer, saved = load_tokenizer_and_lm_config(checkpoint)
+        advice = "give this run another name, or remove that folder"
+        before, now = asdict(saved), asdict(config)
+        for key in now:
+            if before[key] != now[key]:
+                raise ValueError(f"{folder} holds a run with lm.{key} {before[key]}, not {now[key]}; {advice}")
+        if saved_tokenizer.tokens != tokenizer.tokens:
+            size = saved_tokenizer.vocab_size
+            raise ValueError(f"{folder} holds a run with another tokenizer, of {size} tokens; {advice}")
+
+
+def _log_sizes(train: Sentences, batches: SentenceBatches, tokenizer: Tokenizer, model: LanguageModel) -> None:
+    logger.info(
+        "%d sentences, %.2f M words, %.2f M tokens, %.1f %% padding; %d tokens; %.2f M parameters; on %s",
+        len(train),
+        train.num_words.sum() / 1e6,
+        train.lengths.sum() / 1e6,
+        100 * batches.padding_share(0),
+        tokenizer.vocab_size,
+        model.num_parameters() / 1e6,
+        model.output_bias.device,
+    )

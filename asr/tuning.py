@@ -1,0 +1,203 @@
+"""Weights of a search, fitted on a development set from N-best lists: no encoder and no search runs for a trial."""
+
+# K trials, M utterances, N hypotheses of an utterance, P weights
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+
+from asr.confidence import (
+    UNCALIBRATED,
+    Calibration,
+    WordEvidence,
+    correct_words,
+    expected_calibration_error,
+    fit_calibration,
+    word_evidence,
+)
+from asr.decoding.hypothesis import Hypothesis, align
+from asr.decoding.search import DecodingConfig, Encoding, Search
+from asr.tokenizer import Tokenizer
+from asr.variants import TunedSearch, with_weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Knob:
+    """One weight that is fitted: where it stands in the config, the parts it multiplies, and its range."""
+
+    name: str
+    low: float
+    high: float
+
+
+def _knobs(config: DecodingConfig) -> list[_Knob]:
+    """What can be fitted for a mode: what its score is made of."""
+    knobs = [_Knob("length_bonus", -1.0, 4.0)]
+    if config.mode in ("joint", "rescore"):
+        knobs.append(_Knob("ctc_weight", 0.02, 1.0))
+    if config.lm.ngram:
+        knobs.append(_Knob("lm.ngram_weight", 0.0, 2.0))
+    if config.lm.neural:
+        knobs.append(_Knob("lm.neural_weight", 0.0, 2.0))
+    return knobs
+
+
+def tune(
+    search: Search,
+    encodings: Sequence[Encoding],
+    references: Sequence[Sequence[str]],
+    tokenizer: Tokenizer,
+    *,
+    seed: int = 1,
+    num_trials: int = 2000,
+    max_rounds: int = 3,
+) -> TunedSearch:
+    """Finds the weights with the lowest word error rate on a development set, and calibrates confidences under them.
+
+    The set is searched with the present weights; then random trials, and trials around the best, choose anew among the
+    hypotheses found so far by their parts. That is repeated with the new weights, the lists growing, until nothing
+    changes: minimum error rate training (Och 2003) with a random search.
+
+    Args:
+        search: A beam search; its config holds the first weights, and those that were found in the end.
+        encodings: The development set after the encoder.
+        references: Texts of the utterances of each encoding.
+        tokenizer: The recogniser's.
+        seed: Of the trials.
+        num_trials: Trials in each round.
+        max_rounds: Most searches of the set.
+
+    Returns:
+        Weights and calibration; measured are `wer`, of the hypotheses that these weights choose from all lists,
+        `oracle_wer`, of the best hypotheses in the lists, which no weights can beat, `rounds`, how often the set was
+        searched, and `calibration_error`, of the confidences.
+
+    Raises:
+        ValueError: If the mode has nothing to fit.
+    """
+    if search.config.mode == "greedy":
+        raise ValueError("decoding.mode is 'greedy', which has no weights to tune; choose another mode")
+    knobs = _knobs(search.config)
+    generator = torch.Generator().manual_seed(seed)
+    texts = [text for own in references for text in own]
+    lists: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in texts]
+    num_words = max(1, sum(len(text.split()) for text in texts))
+    best = torch.tensor([_value(search.config, knob.name) for knob in knobs], dtype=torch.float64)
+    rounds, errors, oracle = 0, math.inf, 0
+    while rounds < max_rounds:
+        rounds += 1
+        found = (each.hypotheses for encoding in encodings for each in search(encoding))
+        for own, hypotheses in zip(lists, found, strict=True):
+            own.update({each.tokens: each for each in hypotheses})
+        parts, counts = _tabulate(lists, texts, tokenizer, search.config)
+        oracle = int(counts.amin(dim=1).sum())
+        before = best
+        best, errors = _fit(parts, counts, knobs, best, search.config, generator, num_trials)
+        search.config = with_weights(search.config, _named(knobs, best))
+        if torch.equal(best, before):
+            break
+    calibration, calibration_error = _calibrate(search, encodings, texts, tokenizer)
+    measured = {"wer": errors / num_words, "oracle_wer": oracle / num_words, "rounds": rounds}
+    return TunedSearch(
+        weights=_named(knobs, best),
+        calibration=calibration,
+        development={**measured, "calibration_error": calibration_error},
+    )
+
+
+def _calibrate(
+    search: Search, encodings: Sequence[Encoding], references: Sequence[str], tokenizer: Tokenizer
+) -> tuple[Calibration, float]:
+    """A calibration for the search as it is now, and its error on the words that it was fitted on."""
+    evidence: list[WordEvidence] = []
+    correct: list[bool] = []
+    found = (each for encoding in encodings for each in search(encoding))
+    for recognition, reference in zip(found, references, strict=True):
+        tokens = recognition.best.tokens
+        evidence += word_evidence(recognition.hypotheses, align(recognition.log_probs, tokens), tokenizer)
+        correct += correct_words(reference, tokenizer.decode(tokens))
+    mixed = any(correct) and not all(correct)  # else there is nothing to tell apart
+    calibration = fit_calibration(evidence, correct) if mixed else UNCALIBRATED
+    return calibration, expected_calibration_error(calibration.confidences(evidence), correct)
+
+
+def _value(config: DecodingConfig, name: str) -> float:
+    owner, _, field = name.rpartition(".")
+    return float(getattr(config.lm if owner else config, field))
+
+
+def _named(knobs: Sequence[_Knob], values: Tensor) -> dict[str, float]:
+    return {knob.name: round(value, 4) for knob, value in zip(knobs, values.tolist(), strict=True)}
+
+
+# The parts of a score in the columns of a table; what a mode lacks stays zero.
+_PARTS = ("ctc", "attention", "ngram", "neural", "hotwords", "internal")
+
+
+def _tabulate(
+    lists: Sequence[Mapping[tuple[int, ...], Hypothesis]],
+    references: Sequence[str],
+    tokenizer: Tokenizer,
+    config: DecodingConfig,
+) -> tuple[Tensor, Tensor]:
+    """Parts of all hypotheses with their length behind them, (M, N, 7), and their word errors, (M, N) integers.
+
+    Places without a hypothesis have the parts -inf and so are never chosen.
+    """
+    size = max(len(own) for own in lists)
+    parts = torch.zeros(len(lists), size, len(_PARTS) + 1, dtype=torch.float64)
+    parts[:, :, 0] = -math.inf if config.mode != "attention" else 0.0
+    parts[:, :, 1] = -math.inf if config.mode == "attention" else 0.0
+    errors = torch.full((len(lists), size), 10**9)
+    for row, (own, reference) in enumerate(zip(lists, references, strict=True)):
+        words = reference.split()
+        for column, each in enumerate(own.values()):
+            parts[row, column] = torch.tensor([*(each.parts.get(name, 0.0) for name in _PARTS), len(each.tokens)])
+            errors[row, column] = Levenshtein.distance(words, tokenizer.decode(each.tokens).split())
+    return parts, errors
+
+
+def _fit(
+    parts: Tensor,
+    counts: Tensor,
+    knobs: Sequence[_Knob],
+    start: Tensor,
+    config: DecodingConfig,
+    generator: torch.Generator,
+    num_trials: int,
+) -> tuple[Tensor, int]:
+    """The trial with the fewest errors: half of them anywhere in range, half around the best so far."""
+    low, high = (torch.tensor([getattr(knob, end) for knob in knobs], dtype=torch.float64) for end in ("low", "high"))
+    best, fewest = start, _errors(parts, counts, _factors(knobs, start, config))
+    for number in range(num_trials):
+        draws = torch.rand(len(knobs), generator=generator, dtype=torch.float64)
+        if number < num_trials // 2:
+            trial = low + draws * (high - low)
+        else:
+            width = (high - low) * 0.2 * (1 - number / num_trials)
+            trial = (best + (2 * draws - 1) * width).clamp(min=low, max=high)
+        errors = _errors(parts, counts, _factors(knobs, trial, config))
+        if errors < fewest:
+            best, fewest = trial, errors
+    return best, fewest
+
+
+def _factors(knobs: Sequence[_Knob], values: Tensor, config: DecodingConfig) -> Tensor:
+    """What each column of the table is multiplied by, (7,)."""
+    trial = with_weights(config, _named(knobs, values))
+    ctc = {"attention": 0.0, "prefix_beam": 1.0}.get(trial.mode, trial.ctc_weight)
+    attention = 0.0 if trial.mode == "prefix_beam" else 1.0 - ctc
+    lm = trial.lm
+    factors = [ctc, attention, lm.ngram_weight, lm.neural_weight, 1.0, -lm.internal_weight, trial.length_bonus]
+    return torch.tensor(factors, dtype=torch.float64)
+
+
+def _errors(parts: Tensor, counts: Tensor, factors: Tensor) -> int:
+    """Word errors of the hypotheses that these factors choose."""
+    used = factors != 0  # a part of -inf must not meet a factor of 0
+    chosen = (parts[:, :, used] @ factors[used]).argmax(dim=1, keepdim=True)
+    return int(counts.gather(1, chosen).sum())

@@ -1,0 +1,141 @@
+"""Ways to search, by name, and what was tuned for each of them: weights and calibration, kept in a JSON file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from asr.confidence import UNCALIBRATED, Calibration
+from asr.decoding.search import DecodingConfig, FusionConfig
+
+LANGUAGE_MODELS = ("none", "ngram", "neural", "ngram+neural")
+
+
+def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) -> dict[str, DecodingConfig]:
+    """All ways to search with these modes and language models that there are; a model that has no place is left out.
+
+    Args:
+        base: Settings that all share; it names the language models.
+        modes: Of `DecodingConfig.mode`.
+        lms: Of `LANGUAGE_MODELS`.
+
+    Returns:
+        Settings by name: the mode, and the language models behind a `+`.
+
+    Raises:
+        ValueError: If a mode or a language model is unknown, or one is asked for that `base` does not name.
+    """
+    found = {}
+    for mode in modes:
+        for lm in lms:
+            if lm not in LANGUAGE_MODELS:
+                raise ValueError(f"lms has {lm!r}; choose from {', '.join(LANGUAGE_MODELS)}")
+            parts = [] if lm == "none" else lm.split("+")
+            for part in parts:
+                if getattr(base.lm, part) is None:
+                    raise ValueError(f"lms has {lm!r}, but decoding.lm.{part} names no model; set it")
+            fusion = replace(
+                base.lm,
+                ngram=base.lm.ngram if "ngram" in parts else None,
+                neural=base.lm.neural if "neural" in parts else None,
+            )
+            if mode not in ("attention", "joint"):
+                fusion = replace(fusion, internal_weight=0.0)
+            impossible = (mode == "greedy" and parts) or (mode == "prefix_beam" and "neural" in parts)
+            if not impossible:
+                hotwords = None if mode == "greedy" else base.hotwords
+                name = "+".join([mode, *parts])
+                found[name] = replace(base, mode=mode, lm=fusion, hotwords=hotwords)
+    return found
+
+
+def variant_name(config: DecodingConfig) -> str:
+    """The name under which `variants` lists a config."""
+    return "+".join([config.mode, *(part for part in ("ngram", "neural") if getattr(config.lm, part))])
+
+
+def with_weights(config: DecodingConfig, weights: Mapping[str, float]) -> DecodingConfig:
+    """The config with weights in place, by the names that `TunedSearch` uses."""
+    fusion: dict[str, Any] = {name.removeprefix("lm."): each for name, each in weights.items() if "." in name}
+    own: dict[str, Any] = {name: each for name, each in weights.items() if "." not in name}
+    return replace(config, **own, lm=replace(config.lm, **fusion))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedSearch:
+    """What was tuned for one way to search.
+
+    Attributes:
+        weights: By name, as `with_weights` takes them.
+        calibration: Of the confidence of its words.
+        development: What was measured on the set that it was tuned on, for people.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    calibration: Calibration = UNCALIBRATED
+    development: dict[str, Any] = field(default_factory=dict)
+
+
+TUNED_FILE = "decoding.json"  # beside the weights of a model
+
+
+def write_tuned(path: Path, found: Mapping[str, TunedSearch], *, about: Mapping[str, Any]) -> None:
+    """Writes what was tuned as JSON that `read_tuned` takes.
+
+    Args:
+        path: The file; its folder is made. What it holds of other variants stays.
+        found: By the name of the variant.
+        about: What a reader should know of these: set, number of utterances, seed; JSON.
+    """
+    kept = read_tuned(path) if path.is_file() else {}
+    described = {name: replace(each, development={**each.development, **about}) for name, each in found.items()}
+    content = {
+        name: {
+            "weights": each.weights,
+            "calibration": each.calibration.to_dict(),
+            "development": each.development,
+        }
+        for name, each in (kept | described).items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"searches": content}, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_tuned(path: Path) -> dict[str, TunedSearch]:
+    """Reads what `write_tuned` wrote, by the name of the variant.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not of that form.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; recipes/tune_decoding.py writes it")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["searches"]
+        found = {name: _parse(own) for name, own in content.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a file of tuned searches ({error}); write it with recipes/tune_decoding.py"
+        ) from None
+    return found
+
+
+def _parse(own: dict[str, Any]) -> TunedSearch:
+    known = {"ctc_weight", "length_bonus", *(f"lm.{name}" for name in asdict(FusionConfig()) if "weight" in name)}
+    weights = {name: float(value) for name, value in own["weights"].items()}
+    if not known.issuperset(weights):
+        raise ValueError(f"unknown weight {sorted(weights.keys() - known)[0]!r}")
+    return TunedSearch(
+        weights=weights, calibration=Calibration.from_dict(own["calibration"]), development=own.get("development", {})
+    )
+
+
+def find_tuned(folder: Path, config: DecodingConfig) -> TunedSearch:
+    """What was tuned for a way to search and lies beside the weights of a model; nothing where there is no such file.
+
+    Raises:
+        ValueError: If the file is broken.
+    """
+    path = folder / TUNED_FILE
+    return read_tuned(path).get(variant_name(config), TunedSearch()) if path.is_file() else TunedSearch()

@@ -1,0 +1,79 @@
+"""Tuning of a search's weights: the fit on lists of hypotheses."""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from asr.decoding.hypothesis import Hypothesis
+from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search, encode
+from asr.tuning import tune
+
+
+class ScriptedSearch(Search):
+    """Ranks fixed hypotheses by the weights that its config has at the time."""
+
+    def __init__(self, config: DecodingConfig, lists: list[list[Hypothesis]]) -> None:
+        self.config = config
+        self.lists = lists
+        self.calls = 0
+
+    def __call__(self, encoding: Encoding) -> list[Recognition]:
+        self.calls += 1
+        return [Recognition(own, torch.zeros(3, 6).log_softmax(dim=1)) for own in self.lists]
+
+
+def test_tuning_finds_the_weights_that_choose_the_right_hypotheses() -> None:
+    """CTC alone chooses wrongly, attention alone too; between them there is a range where both are right."""
+    tokenizer = tiny.make_tokenizer()
+    a, b = (tuple(tokenizer.encode(text)) for text in ("a", "b"))
+    lists = [
+        [Hypothesis(b, 0.0, {"ctc": -1.0, "attention": -6.0}), Hypothesis(a, 0.0, {"ctc": -3.0, "attention": -1.0})],
+        [Hypothesis(a, 0.0, {"ctc": -9.0, "attention": -1.0}), Hypothesis(b, 0.0, {"ctc": -1.0, "attention": -3.0})],
+    ]
+    search = ScriptedSearch(DecodingConfig(mode="joint", ctc_weight=1.0), lists)
+    encoding = Encoding(torch.zeros(2, 1, 1), torch.ones(2), torch.zeros(2, 1, 1))
+    found = tune(search, [encoding], [["a", "b"]], tokenizer, num_trials=300)
+    assert found.development["wer"] == found.development["oracle_wer"] == 0.0
+    # Right where 2 w < 5 (1 - w) and 8 w > 2 (1 - w).
+    assert 0.2 < found.weights["ctc_weight"] < 5 / 7
+    assert search.config.ctc_weight == found.weights["ctc_weight"]
+    assert search.calls == found.development["rounds"] + 1 > 2
+
+
+def test_tuning_a_real_search_does_not_make_it_worse_and_repeats_itself() -> None:
+    model, tokenizer = tiny.make_model(), tiny.make_tokenizer()
+    padded, lengths = tiny.pad([tiny.noise(length, seed=length) for length in (3000, 800, 2111)])
+    encoding = encode(model, padded, lengths)
+    config = DecodingConfig(mode="rescore", beam_size=6)
+    texts = ["a b", "c", "b b a"]
+    first = [tokenizer.decode(each.best.tokens) for each in Search(model, config)(encoding)]
+    before = sum(max(len(own.split()), len(text.split())) for own, text in zip(first, texts, strict=True))
+    found, again = (tune(Search(model, config), [encoding], [texts], tokenizer, num_trials=50) for _ in range(2))
+    assert found == again
+    assert found.development["oracle_wer"] <= found.development["wer"] <= before / 6
+    assert set(found.weights) == {"ctc_weight", "length_bonus"}
+
+
+def test_greedy_search_has_nothing_to_tune() -> None:
+    search = Search(tiny.make_model(), DecodingConfig())
+    with pytest.raises(
+        ValueError, match=r"^decoding\.mode is 'greedy', which has no weights to tune; choose another m"
+    ):
+        tune(search, [], [], tiny.make_tokenizer())
+
+
+def test_an_empty_place_of_a_list_is_never_chosen() -> None:
+    """Utterances with fewer hypotheses than others."""
+    tokenizer = tiny.make_tokenizer()
+    a, b = (tuple(tokenizer.encode(text)) for text in ("a", "b"))
+    for mode, part in (("attention", "attention"), ("prefix_beam", "ctc")):
+        lists: list[list[Hypothesis]] = [
+            [Hypothesis(a, 0.0, {part: -1e6})],
+            [Hypothesis(a, 0.0, {part: -1.0}), Hypothesis(b, 0.0, {part: -2.0})],
+        ]
+        search = ScriptedSearch(DecodingConfig(mode=mode), lists)
+        encoding: Any = None
+        found = tune(search, [encoding], [["a", "a"]], tokenizer, num_trials=20)
+        assert found.development["wer"] == found.development["oracle_wer"] == 0.0

@@ -1,0 +1,91 @@
+"""Ways to search by name, and the file of what was tuned for each."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from asr.confidence import UNCALIBRATED, Calibration
+from asr.decoding.search import DecodingConfig, FusionConfig
+from asr.variants import TunedSearch, read_tuned, variant_name, variants, with_weights, write_tuned
+
+LM = FusionConfig(ngram=Path("a.arpa"), neural=Path("lm"))
+
+
+def test_variants_are_all_modes_with_all_models_that_have_a_place() -> None:
+    modes, lms = ["greedy", "prefix_beam", "joint"], ["none", "ngram", "neural", "ngram+neural"]
+    found = variants(DecodingConfig(mode="joint", lm=LM), modes=modes, lms=lms)
+    assert list(found) == [
+        "greedy",
+        "prefix_beam",
+        "prefix_beam+ngram",
+        "joint",
+        "joint+ngram",
+        "joint+neural",
+        "joint+ngram+neural",
+    ]
+    for name, config in found.items():
+        assert variant_name(config) == name
+        assert config.mode == name.split("+")[0]
+        assert (config.lm.ngram is not None) == ("ngram" in name)
+        assert (config.lm.neural is not None) == ("neural" in name)
+
+
+def test_settings_without_a_place_in_a_variant_are_left_out_of_it() -> None:
+    base = DecodingConfig(mode="joint", hotwords=Path("names.txt"), lm=FusionConfig(internal_weight=0.2))
+    found = variants(base, modes=["greedy", "joint", "rescore"], lms=["none"])
+    assert [config.lm.internal_weight for config in found.values()] == [0.0, 0.2, 0.0]
+    assert [config.hotwords for config in found.values()] == [None, Path("names.txt"), Path("names.txt")]
+
+
+@pytest.mark.parametrize(
+    ("lms", "message"),
+    [
+        (["gram"], "lms has 'gram'; choose from none, ngram, neural, ngram+neural"),
+        (["ngram"], "lms has 'ngram', but decoding.lm.ngram names no model; set it"),
+    ],
+)
+def test_errors_of_variants(lms: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        variants(DecodingConfig(mode="joint"), modes=["joint"], lms=lms)
+    assert str(caught.value) == message
+
+
+def test_what_was_tuned_survives_a_file_and_other_variants_stay(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "decoding.json"
+    first = TunedSearch(
+        weights={"ctc_weight": 0.4, "lm.ngram_weight": 0.7},
+        calibration=Calibration(bias=0.5, agreement_weight=1.0),
+        development={"wer": 0.1},
+    )
+    write_tuned(path, {"joint+ngram": first}, about={"manifest": Path("dev.jsonl")})
+    write_tuned(path, {"joint": TunedSearch()}, about={})
+    found = read_tuned(path)
+    assert found["joint"].calibration == UNCALIBRATED
+    assert found["joint+ngram"] == replace(first, development={"wer": 0.1, "manifest": "dev.jsonl"})
+    config = with_weights(DecodingConfig(mode="joint", lm=LM), found["joint+ngram"].weights)
+    assert config.ctc_weight == 0.4
+    assert config.lm == FusionConfig(ngram=Path("a.arpa"), neural=Path("lm"), ngram_weight=0.7)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nothing", "not a file of tuned searches (Expecting value"),
+        ("[]", "not a file of tuned searches ("),
+        ('{"searches": {"joint": {"weights": {}}}}', "not a file of tuned searches ('calibration'); write it with"),
+        ('{"searches": {"joint": {"weights": {"ctc_weight": "many"}}}}', "not a file of tuned searches (could not"),
+        ('{"searches": {"joint": {"weights": {"mood": 1}}}}', "not a file of tuned searches (unknown weight 'mood')"),
+    ],
+)
+def test_errors_of_a_file_of_tuned_searches(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "decoding.json"
+    path.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        read_tuned(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_a_missing_file_says_who_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file; recipes/tune_decoding\.py writes it$"):
+        read_tuned(tmp_path / "decoding.json")
