@@ -148,19 +148,22 @@ def _score(
         "parameters": loaded.model.num_parameters(),
         "checkpoint": str(loaded.path),
         "decoding": asdict(decoding),
-        "confidence": {
-            "expected_calibration_error": round(expected_calibration_error(confidences, correct), 4),
-            "normalized_cross_entropy": _rounded(normalized_cross_entropy(confidences, correct)),
-            "calibration": calibration.to_dict(),
-        },
+        "confidence": _judge(confidences, correct, calibration),
     }
-    diagram = reliability_diagram(reliability(confidences, correct))
+    diagram = reliability_diagram(reliability(confidences, correct)) if confidences else ""
     _write(folder, score, results, {each.id: texts[each.id] for each in utterances}, diagram)
     return score, results
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _judge(confidences: list[float], correct: list[bool], calibration: Calibration) -> dict[str, Any]:
+    """How well confidences tell right words from wrong ones; nothing where no word was recognised."""
+    error = expected_calibration_error(confidences, correct) if confidences else None
+    entropy = normalized_cross_entropy(confidences, correct) if confidences else None
+    return {
+        "expected_calibration_error": None if error is None else round(error, 4),
+        "normalized_cross_entropy": None if entropy is None else round(entropy, 4),
+        "calibration": calibration.to_dict(),
+    }
 
 
 def _write(

@@ -2,7 +2,7 @@
 
 # T' encoder frames, V vocabulary
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from asr.confidence import UNCALIBRATED, Calibration, word_evidence
@@ -22,14 +22,37 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One token in readable form; times in seconds, the confidence is its mean CTC probability, in [0, 1]."""
+
+    token: str
+    start_s: float
+    end_s: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A stretch of audio that was recognised as one; times in seconds, the confidence in [0, 1]."""
+    """A stretch of audio that was recognised as one.
+
+    Attributes:
+        start_s: In seconds from the beginning of the audio.
+        end_s: Likewise.
+        text: Its words.
+        confidence: Mean confidence of the words, in [0, 1].
+        words: In order of time.
+        tokens: What the words are made of.
+        scores: What the search ranked it by, `total`, and the unweighted parts by name, natural logarithms; empty for
+            a text that was given and not searched.
+    """
 
     start_s: float
     end_s: float
     text: str
     confidence: float
     words: list[Word]
+    tokens: list[Token] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,27 +98,37 @@ def make_segment(
         calibration: Turns what speaks for a word into its confidence; by default the geometric mean of the CTC
             probabilities of its tokens.
     """
-    tokens = recognition.best.tokens
-    spans = align(recognition.log_probs, tokens)
+    best = recognition.best
+    spans = align(recognition.log_probs, best.tokens)
     confidences = calibration.confidences(word_evidence(recognition.hypotheses, spans, tokenizer))
-    texts = tokenizer.decode(tokens).split()
-    words = []
-    for positions, text, confidence in zip(tokenizer.words(tokens), texts, confidences, strict=True):
-        own = [spans[position] for position in positions]
-        words.append(
-            Word(
-                word=text,
-                start_s=round(start_s + own[0].start * frame_s, 3),
-                end_s=round(min(end_s, start_s + own[-1].end * frame_s), 3),
-                confidence=round(confidence, 4),
-            )
+    tokens = [
+        Token(
+            token=tokenizer.tokens[token],
+            start_s=round(start_s + span.start * frame_s, 3),
+            end_s=round(min(end_s, start_s + span.end * frame_s), 3),
+            confidence=round(min(1.0, span.confidence), 4),
         )
+        for token, span in zip(best.tokens, spans, strict=True)
+    ]
+    texts = tokenizer.decode(best.tokens).split()
+    words = [
+        Word(
+            word=text,
+            start_s=tokens[positions[0]].start_s,
+            end_s=tokens[positions[-1]].end_s,
+            confidence=round(confidence, 4),
+        )
+        for positions, text, confidence in zip(tokenizer.words(best.tokens), texts, confidences, strict=True)
+    ]
+    scores = {"total": best.score, **best.parts} if best.parts else {}
     return Segment(
         start_s=round(start_s, 3),
         end_s=round(end_s, 3),
         text=" ".join(word.word for word in words),
         confidence=mean_confidence(words),
         words=words,
+        tokens=tokens,
+        scores={name: round(score, 4) for name, score in scores.items()},
     )
 
 

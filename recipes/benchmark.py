@@ -10,8 +10,8 @@ from benchmarks.harness import Benchmark
 from benchmarks.prefix_beam import PrefixBeamBenchmark
 from benchmarks.search import SearchBenchmark
 from hydra.core.config_store import ConfigStore
+from launching import launch
 from omegaconf import MISSING
-from schema import launch
 
 from asr import checkpoint
 from asr.data import manifest

@@ -1,6 +1,7 @@
 """Scores a model on test sets: python recipes/evaluate.py model=runs/an4 data=an4 data.root=/corpora decoding=joint"""
 
-from schema import EvaluateRecipe, launch
+from launching import launch
+from schema import EvaluateRecipe
 
 from asr import checkpoint, report
 from asr.devices import pick_device

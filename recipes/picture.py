@@ -7,12 +7,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from schema import PictureRecipe, launch
+from launching import launch
+from schema import PictureRecipe
 
 from asr import audio, checkpoint
 from asr.decoding.hypothesis import align
-from asr.decoding.search import recognize
+from asr.decoding.search import encode
 from asr.nn.inspection import attention_maps
+from asr.recognition import SearchBuilder
 from asr.tokenizer import BLANK_ID, EOS_ID
 
 
@@ -23,7 +25,7 @@ def run(recipe: PictureRecipe) -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
     waveform = audio.load(recipe.audio, sample_rate=loaded.sample_rate)
     length = torch.tensor([len(waveform)])
-    found = recognize(model, waveform[None], length, recipe.decoding)[0]
+    found = SearchBuilder(loaded).build(recipe.decoding)(encode(model, waveform[None], length))[0]
     tokens = found.best.tokens
     features, lengths = model.features(waveform[None], length)
     seconds = len(waveform) / loaded.sample_rate

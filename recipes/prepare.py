@@ -1,6 +1,7 @@
 """Turns a corpus into manifests: python recipes/prepare.py data=librispeech data.root=/corpora data.download=true"""
 
-from schema import PrepareRecipe, launch
+from launching import launch
+from schema import PrepareRecipe
 
 from asr.data import manifest
 from asr.report import table

@@ -1,36 +1,23 @@
-"""What the recipes can be told: the dataclasses behind conf/, and the start of every recipe."""
+"""What the recipes can be told: the dataclasses behind conf/."""
 
-import json
-import logging
-import os
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import hydra
-import torch
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from asr.data.corpora import CorpusConfig
 from asr.data.folder import FolderConfig
 from asr.data.librispeech import LibriSpeechConfig
 from asr.data.synthetic import SyntheticConfig
 from asr.decoding.search import DecodingConfig
-from asr.errors import one_line
+from asr.ngrams.training import NgramTrainingConfig
 from asr.tokenizer import TokenizerConfig
-from asr.training.interfaces import Interrupted, TrainingError
+from asr.training.language import LanguageTrainingConfig
 from asr.training.run import TrainingConfig
 from asr.training.tracking import KINDS as TRACKERS
 from asr.transcribe import SegmentationConfig
 from asr.variants import TunedSearch, read_tuned, variant_name, variants, with_weights
-
-CONF = Path(__file__).parents[1] / "conf"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -209,131 +196,95 @@ class PictureRecipe:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
+@dataclass(slots=True, kw_only=True)
+class TrainNgramRecipe(NgramTrainingConfig):
+    """`recipes/train_ngram.py`: texts to an n-gram model.
+
+    Attributes:
+        texts: Text files, one sentence a line, plain, .gz or .xz, and manifests; all words count alike.
+        output: The ARPA file, plain, .gz or .xz by its ending.
+        valid: Texts or manifests to measure the perplexity on.
+    """
+
+    texts: list[Path] = MISSING
+    output: Path = MISSING
+    valid: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        NgramTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
+        if not self.texts:
+            raise ValueError("texts is empty; name at least one text or manifest")
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainLmRecipe(LanguageTrainingConfig):
+    """`recipes/train_lm.py`: text to a language model and its perplexity.
+
+    Attributes:
+        name: Names the run and its folder, runs/NAME.
+        recognizer: The model folder or run folder of the recogniser that it is for: it has the same tokens.
+        texts: What to learn from: text files (.gz and .xz too), manifests (.jsonl).
+        valid: What to choose the model on.
+        holdout_sentences: Where `valid` names nothing, so many sentences of `texts` are kept back for it.
+        device: `auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`.
+        num_threads: Processor threads of the model; 0 takes all.
+        tracking: `tensorboard`, `wandb` or `none`.
+    """
+
+    name: str = MISSING
+    recognizer: Path = MISSING
+    texts: list[Path] = MISSING
+    valid: list[Path] = field(default_factory=list)
+    holdout_sentences: int = 2000
+    device: str = "auto"
+    num_threads: int = 0
+    tracking: str = "tensorboard"
+
+    def __post_init__(self) -> None:
+        LanguageTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
+        if self.tracking not in TRACKERS:
+            raise ValueError(f"tracking is {self.tracking!r}; choose one of {', '.join(TRACKERS)}")
+
+
+@dataclass(slots=True, kw_only=True)
+class WordTimesRecipe:
+    """`recipes/word_times.py`: how well a model tells when words start.
+
+    Attributes:
+        model: A model folder or a run folder.
+        num_utterances: Sentences of the embedded corpus, by its test voices.
+        word_gap_ms: Pause between two words.
+        seed: Draws sentences and voices.
+    """
+
+    model: Path = MISSING
+    num_utterances: int = 100
+    word_gap_ms: int = 200
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_utterances", "word_gap_ms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+RECIPES = (
+    PrepareRecipe,
+    TrainRecipe,
+    EvaluateRecipe,
+    TuneRecipe,
+    TranscribeRecipe,
+    PictureRecipe,
+    TrainNgramRecipe,
+    TrainLmRecipe,
+    WordTimesRecipe,
+)
+
+
 def register() -> None:
     """Makes the dataclasses known to Hydra, so that keys and types of the YAML are checked against them."""
     store = ConfigStore.instance()
-    for recipe in (PrepareRecipe, TrainRecipe, EvaluateRecipe, TuneRecipe, TranscribeRecipe, PictureRecipe):
+    for recipe in RECIPES:
         store.store(name=recipe.__name__, node=recipe)
     for name, corpus in (("librispeech", LibriSpeechConfig), ("folder", FolderConfig), ("synthetic", SyntheticConfig)):
         store.store(group="data", name=f"{name}_schema", node=corpus)
-
-
-def launch(config_name: str, run: Callable[[Any], None]) -> None:
-    """Composes conf/CONFIG_NAME.yaml with the command line, makes plain dataclasses of it, and runs the recipe.
-
-    Faults of the user come out as one line on standard error with exit code 1; a signal gives 128 plus its number.
-    """
-    register()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print over several lines
-
-    faults: list[Exception] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-    def main(config: DictConfig) -> None:
-        try:
-            run(to_dataclasses(config))
-        except _FAULTS as fault:  # kept from Hydra, which would announce it in its own words first
-            faults.append(fault)
-
-    try:
-        main()
-        if faults:
-            raise faults[0]
-    except Interrupted as stopped:
-        sys.exit(_fail(str(stopped), 128 + stopped.signal_number))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
-    except _FAULTS as fault:
-        sys.exit(_fail(f"error: {_message(fault)}", 1))
-
-
-_FAULTS = (
-    HydraException,
-    OmegaConfBaseException,
-    ValueError,
-    OSError,
-    ImportError,
-    torch.OutOfMemoryError,
-    TrainingError,
-    Interrupted,
-)
-
-
-def to_dataclasses(config: DictConfig) -> Any:
-    """Makes plain dataclasses of a composed config; their checks run here.
-
-    Raises:
-        ValueError: If a key was added that the dataclass lacks, or a value is out of its range.
-    """
-    try:
-        return OmegaConf.to_object(config)
-    except AttributeError as error:
-        raise ValueError(f"{str(error).split('. Did')[0]}; take the + from the override and check its name") from None
-
-
-# What may change when a run goes on: it decides neither what is drawn nor what is learned.
-_MAY_CHANGE = (
-    "device",
-    "num_threads",
-    "tracking",
-    "decoding",
-    "data.root",
-    "data.manifests",
-    "loader.num_workers",
-    "loader.cache_gb",
-    "trainer.max_steps",
-    "trainer.patience",
-    "trainer.save_every",
-    "trainer.log_every",
-)
-
-
-def write_config(recipe: TrainRecipe, folder: Path) -> None:
-    """Writes what a run was told to `config.yaml`, as YAML that any program reads: paths are texts.
-
-    Raises:
-        ValueError: If the folder holds checkpoints of a run that was told otherwise; the first difference is named.
-    """
-    plain = json.loads(json.dumps(asdict(recipe), default=str))
-    path = folder / "config.yaml"
-    if path.is_file() and any((folder / "checkpoints").glob("step-*")):
-        before, now = _flat(OmegaConf.to_container(OmegaConf.load(path))), _flat(plain)
-        for key in now:
-            allowed = any(key == each or key.startswith(f"{each}.") for each in _MAY_CHANGE)
-            if not allowed and before.get(key) != now[key]:
-                raise ValueError(
-                    f"{folder} holds a run with {key}={before.get(key)}, not {now[key]}; "
-                    "give this run another name, or remove that folder"
-                )
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested keys as `a.b.c`."""
-    if not isinstance(config, dict):
-        return {prefix.removesuffix("."): config}
-    return {key: value for name, part in config.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
-
-
-def run_folder() -> Path:
-    """The folder of this run, where Hydra writes its log."""
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
-def _fail(message: str, code: int) -> int:
-    logging.shutdown()
-    print(message, file=sys.stderr)
-    return code
-
-
-def _message(error: BaseException) -> str:
-    """One line; of what Hydra and OmegaConf say over several lines, the first two say what matters."""
-    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
-        error = error.__cause__
-    if not isinstance(error, HydraException | OmegaConfBaseException):
-        return one_line(error)
-    lines = [line.strip() for line in str(error).splitlines()]
-    wanted = [line for line in lines if line and not line.startswith(("object_type=", "reference_type="))]
-    if "Available options" in str(error):
-        return " ".join(line for line in wanted if "path" not in line)
-    return "; ".join(wanted[:2])

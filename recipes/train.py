@@ -1,6 +1,7 @@
 """Trains a recogniser and evaluates it: python recipes/train.py experiment=an4 data.root=/corpora"""
 
-from schema import TrainRecipe, launch, run_folder, write_config
+from launching import launch, run_folder, write_config
+from schema import TrainRecipe
 
 from asr import checkpoint, report
 from asr.data import manifest

@@ -1,36 +1,12 @@
 """Trains an n-gram model: python recipes/train_ngram.py 'texts=[books.txt.xz,train.jsonl]' output=lm.arpa.gz order=4"""
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
-from schema import launch
+from launching import launch
+from schema import TrainNgramRecipe
 
 from asr.decoding.arpa import write_arpa
 from asr.decoding.ngram import NgramModel
-from asr.ngrams.training import NgramTrainingConfig, check_output, measure, train
+from asr.ngrams.training import check_output, measure, train
 from asr.report import percent, table
-
-
-@dataclass(slots=True, kw_only=True)
-class TrainNgramRecipe(NgramTrainingConfig):
-    """`recipes/train_ngram.py`: texts to an n-gram model.
-
-    Attributes:
-        texts: Text files, one sentence a line, plain, .gz or .xz, and manifests; all words count alike.
-        output: The ARPA file, plain, .gz or .xz by its ending.
-        valid: Texts or manifests to measure the perplexity on.
-    """
-
-    texts: list[Path] = MISSING
-    output: Path = MISSING
-    valid: list[Path] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        NgramTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
-        if not self.texts:
-            raise ValueError("texts is empty; name at least one text or manifest")
 
 
 def run(recipe: TrainNgramRecipe) -> None:

@@ -1,6 +1,7 @@
 """Transcribes audio files: python recipes/transcribe.py model=runs/an4 'inputs=[a.flac,folder]' output_dir=out"""
 
-from schema import TranscribeRecipe, launch
+from launching import launch
+from schema import TranscribeRecipe
 
 from asr import checkpoint
 from asr.devices import pick_device

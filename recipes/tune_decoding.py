@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from schema import TuneRecipe, launch
+from launching import launch
+from schema import TuneRecipe
 
 from asr import checkpoint
 from asr.data import manifest

@@ -1,14 +1,12 @@
 """Measures the times of words on speech whose times are known: python recipes/word_times.py model=runs/synthetic"""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, islice
-from pathlib import Path
 
 import torch
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
-from schema import launch
+from launching import launch
+from schema import WordTimesRecipe
 from torch import Tensor
 
 from asr import checkpoint
@@ -17,31 +15,6 @@ from asr.audio import resample
 from asr.data import espeak, synthetic
 
 Utterance = tuple[Tensor, str, list[float]]
-
-
-@dataclass(slots=True, kw_only=True)
-class WordTimesRecipe:
-    """`recipes/word_times.py`: how well a model tells when words start.
-
-    Attributes:
-        model: A model folder or a run folder.
-        num_utterances: Sentences of the embedded corpus, by its test voices.
-        word_gap_ms: Pause between two words.
-        seed: Draws sentences and voices.
-    """
-
-    model: Path = MISSING
-    num_utterances: int = 100
-    word_gap_ms: int = 200
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("num_utterances", "word_gap_ms"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
-
-ConfigStore.instance().store(name="WordTimesRecipe", node=WordTimesRecipe)
 
 
 def spoken(recipe: WordTimesRecipe) -> Iterator[Utterance]:

@@ -57,7 +57,10 @@ def test_json_has_the_promised_fields_in_the_promised_order(
     assert transcript["audio"] == "good.wav" and transcript["duration_s"] == 1.0
     assert isinstance(transcript["text"], str) and isinstance(transcript["confidence"], float)
     (segment,) = transcript["segments"]
-    assert list(segment) == ["start_s", "end_s", "text", "confidence", "words"]
+    assert list(segment) == ["start_s", "end_s", "text", "confidence", "words", "tokens", "scores"]
+    assert list(segment["scores"]) == ["total", "ctc"]
+    assert segment["tokens"][0].keys() == {"token", "start_s", "end_s", "confidence"}
+    assert segment["words"][0]["start_s"] in {token["start_s"] for token in segment["tokens"]}
     assert (segment["start_s"], segment["end_s"]) == (0.0, 1.0)
     assert segment["words"]
     for word in segment["words"]:

@@ -11,10 +11,12 @@ import torch
 pytest.importorskip("hydra", reason="the extra `recipes` is not installed")
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
+import launching
 import schema
 import word_times
 from hydra import compose, initialize_config_dir
-from word_times import Utterance, WordTimesRecipe
+from schema import WordTimesRecipe
+from word_times import Utterance
 
 from asr import checkpoint
 from asr.data.synthetic import SAMPLE_RATE
@@ -83,8 +85,9 @@ def test_the_recipe_prints_the_errors_of_a_model_folder(
 
 
 def test_the_settings_compose_and_are_checked() -> None:
-    with initialize_config_dir(str(schema.CONF), version_base="1.3"):
-        recipe = schema.to_dataclasses(compose("word_times", ["model=runs/synthetic", "seed=2"]))
+    schema.register()
+    with initialize_config_dir(str(launching.CONF), version_base="1.3"):
+        recipe = launching.to_dataclasses(compose("word_times", ["model=runs/synthetic", "seed=2"]))
     assert recipe == WordTimesRecipe(model=Path("runs/synthetic"), seed=2)
     with pytest.raises(ValueError, match=r"^word_gap_ms is 0; it must be at least 1$"):
         WordTimesRecipe(word_gap_ms=0)

@@ -114,8 +114,9 @@ def beam_search(
         totals = running.totals[:, :, None] + weighted.unflatten(0, (-1, beam_size))  # (B, N, V)
         finished = finished.joined(_ended(running, totals, gains)).best(num_best or beam_size)
 
-        totals[:, :, [BLANK_ID, EOS_ID]] = -math.inf
         totals += length_bonus
+        totals[:, :, BLANK_ID] = -math.inf  # one by one: writing at a list of places is many times slower
+        totals[:, :, EOS_ID] = -math.inf
         totals.masked_fill_((lengths <= step)[:, None, None], -math.inf)
         running, rows, tokens = _extended(running, totals, gains)
         step += 1

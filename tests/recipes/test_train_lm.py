@@ -37,11 +37,6 @@ def arguments(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> li
     return [f"texts=[{folder / 'a.txt.xz'},{folder / 'b.jsonl'}]", f"recognizer={tiny_folder}", *SMALL]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> None:
-    train_lm.register()
-
-
 def test_the_command_makes_a_run_folder_with_a_language_model(tmp_path: Path, arguments: list[str]):
     command = [sys.executable, train_lm.__file__, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

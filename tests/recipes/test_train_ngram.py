@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import pytest
-import schema
 import train_ngram
 
 from asr.decoding.arpa import read_arpa
@@ -55,7 +55,8 @@ def test_rare_words_and_n_grams_are_left_out(tmp_path, compose, monkeypatch):
 def test_a_fault_of_the_user_is_one_line_and_exit_code_1(tmp_path):
     done = run(tmp_path, "texts=[none.txt]", "output=lm.arpa")
     assert done.returncode == 1
-    assert done.stderr == "error: none.txt: no such text; expected a text file (.gz and .xz too) or a manifest .jsonl\n"
+    assert done.stderr.startswith("error: none.txt: no such text")
+    assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -70,6 +71,6 @@ def test_a_fault_of_the_user_is_one_line_and_exit_code_1(tmp_path):
     ],
 )
 def test_misuse_is_named_in_one_line(compose, override, message):
-    with pytest.raises((schema.HydraException, schema.OmegaConfBaseException, ValueError)) as misuse:
+    with pytest.raises((launching.HydraException, launching.OmegaConfBaseException, ValueError)) as misuse:
         compose("train_ngram", "texts=[a.txt]", "output=lm.arpa", override)
-    assert message in schema._message(misuse.value)
+    assert message in launching._message(misuse.value)
