@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from asr.data import manifest
 from asr.data.manifest import Utterance
 from asr.decoding.hypothesis import align
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
+from asr.phrase_recall import phrase_recall
 from asr.recognition import SearchBuilder, recognize_utterances
 from asr.tokenizer import Tokenizer
 
@@ -64,6 +65,7 @@ def evaluate_manifest(
     decodings: Mapping[str, DecodingConfig],
     output: Path,
     calibrations: Mapping[str, Calibration] | None = None,
+    listed: Sequence[str] = (),
     max_batch_s: float = 120.0,
     progress: bool = True,
 ) -> dict[str, tuple[evaluate.Score, dict[str, Any]]]:
@@ -77,6 +79,7 @@ def evaluate_manifest(
         decodings: How to search, by name.
         output: The folder `output/SET/` gets the files; of several ways, each has a folder of its name in that.
         calibrations: Of the confidence of words, by the same names; without one, it is the CTC probability.
+        listed: Words and phrases whose recall is of interest.
         max_batch_s: Most seconds of audio of a batch.
         progress: Whether to show a progress bar.
 
@@ -114,6 +117,7 @@ def evaluate_manifest(
             set_name=manifest_path.stem,
             decoding=config,
             calibration=(calibrations or {}).get(name, UNCALIBRATED),
+            listed=listed,
             decode_s=shared_s + searches[name].seconds,
         )
     return results
@@ -128,6 +132,7 @@ def _score(
     set_name: str,
     decoding: DecodingConfig,
     calibration: Calibration,
+    listed: Sequence[str],
     decode_s: float,
 ) -> tuple[evaluate.Score, dict[str, Any]]:
     """Scores one way to search, and writes its files."""
@@ -150,6 +155,8 @@ def _score(
         "decoding": asdict(decoding),
         "confidence": _judge(confidences, correct, calibration),
     }
+    if listed:
+        results["listed_words"] = phrase_recall(references, texts, listed).to_dict()
     diagram = reliability_diagram(reliability(confidences, correct)) if confidences else ""
     _write(folder, score, results, {each.id: texts[each.id] for each in utterances}, diagram)
     return score, results

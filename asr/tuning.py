@@ -120,6 +120,8 @@ def _calibrate(
         tokens = recognition.best.tokens
         evidence += word_evidence(recognition.hypotheses, align(recognition.log_probs, tokens), tokenizer)
         correct += correct_words(reference, tokenizer.decode(tokens))
+    if not evidence:
+        return UNCALIBRATED, 0.0
     mixed = any(correct) and not all(correct)  # else there is nothing to tell apart
     calibration = fit_calibration(evidence, correct) if mixed else UNCALIBRATED
     return calibration, expected_calibration_error(calibration.confidences(evidence), correct)

@@ -4,6 +4,7 @@ from launching import launch
 from schema import EvaluateRecipe
 
 from asr import checkpoint, report
+from asr.decoding.hotwords import read_hotwords
 from asr.devices import pick_device
 from asr.evaluation_run import evaluate_manifest
 
@@ -20,6 +21,7 @@ def run(recipe: EvaluateRecipe) -> None:
             path,
             decodings={name: config for name, (config, _) in searches.items()},
             calibrations={name: tuned.calibration for name, (_, tuned) in searches.items()},
+            listed=list(read_hotwords(recipe.listed_words)) if recipe.listed_words else (),
             output=recipe.output,
             max_batch_s=recipe.max_batch_s,
         )
@@ -27,7 +29,9 @@ def run(recipe: EvaluateRecipe) -> None:
             shown = f"{path.stem} {name}" if len(found) > 1 else path.stem
             folder = recipe.output / path.stem / name if len(found) > 1 else recipe.output / path.stem
             scores[shown] = score
-            speeds.append(f"{shown}: {results['rtfx']:.0f} times real time; {folder}/results.json")
+            recall = results.get("listed_words", {}).get("recall")
+            listed = "" if recall is None else f"{recall:.1%} of the listed words found; "
+            speeds.append(f"{shown}: {results['rtfx']:.0f} times real time; {listed}{folder}/results.json")
     print(report.summary_table(scores))
     print("\n".join(speeds))
 

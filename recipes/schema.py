@@ -81,6 +81,7 @@ class EvaluateRecipe:
         lms: Language models to try with each of them: `none`, `ngram`, `neural`, `ngram+neural`, whose files
             `decoding.lm` names; by default what `decoding.lm` names.
         tuned: What `recipes/tune_decoding.py` found, weights and calibrations of the ways that it tuned.
+        listed_words: A file of words and phrases, one a line, whose recall is reported.
     """
 
     model: Path = MISSING
@@ -94,6 +95,7 @@ class EvaluateRecipe:
     modes: list[str] = field(default_factory=list)
     lms: list[str] = field(default_factory=list)
     tuned: Path | None = None
+    listed_words: Path | None = None
 
     def __post_init__(self) -> None:
         if self.data is None and not self.manifests:

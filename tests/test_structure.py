@@ -27,6 +27,7 @@ FLOORS: dict[str, int] = {
     "report": 2,
     "transcript": 2,
     "confidence": 2,
+    "phrase_recall": 2,
     "checkpoint": 3,
     "data": 3,
     "writers": 3,

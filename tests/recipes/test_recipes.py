@@ -16,13 +16,16 @@ import prepare
 import pytest
 import torch
 import train
+import train_ngram
 import transcribe
+import tune_decoding
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asr import audio, checkpoint
 from asr.data import manifest
+from asr.variants import read_tuned
 
 RATE = 16000
 TRAIN = Path(train.__file__)
@@ -289,6 +292,42 @@ def test_evaluate_takes_manifests_in_place_of_a_corpus(run: Run, compose: Callab
     manifests = f"manifests=[{corpus.manifests / 'valid.jsonl'},{corpus.manifests / 'test.jsonl'}]"
     evaluate.run(compose("evaluate", f"model={run.folder / 'model'}", f"output={tmp_path}", manifests, "device=cpu"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test", "valid"]
+
+
+def test_searches_are_tuned_and_then_scored_side_by_side(
+    run: Run, compose: Callable[..., Any], corpus: Corpus, tmp_path, capsys
+):
+    """The whole way of a language model: counted, tuned with, evaluated with, used in transcription."""
+    text, lm, names = tmp_path / "text.txt", tmp_path / "lm.arpa", tmp_path / "names.txt"
+    text.write_text("a bad\ndab a\nbad\n" * 5)
+    names.write_text("bad\n")
+    train_ngram.run(compose("train_ngram", f"texts=[{text}]", f"output={lm}", "order=2"))
+    ways = ["modes=[prefix_beam,joint,rescore]", "lms=[none,ngram]", f"decoding.lm.ngram={lm}"]
+    settings = [f"model={run.folder}", "device=cpu", "decoding.beam_size=4", *ways]
+    tuned = tmp_path / "decoding.json"
+    valid = f"manifest={corpus.manifests / 'valid.jsonl'}"
+    tune_decoding.run(compose("tune_decoding", *settings, valid, f"output={tuned}"))
+    searches = [f"{mode}{lm}" for mode in ("prefix_beam", "joint", "rescore") for lm in ("", "+ngram")]
+    assert list(read_tuned(tuned)) == searches
+    assert f"tuned={tuned}" in capsys.readouterr().out
+
+    test = f"manifests=[{corpus.manifests / 'test.jsonl'}]"
+    ways[0] = "modes=[greedy,prefix_beam,joint,rescore]"
+    settings = [f"model={run.folder}", "device=cpu", *ways, test, f"tuned={tuned}", f"listed_words={names}"]
+    evaluate.run(compose("evaluate", *settings, f"output={tmp_path}", "decoding=joint"))
+    assert {path.name for path in (tmp_path / "test").iterdir()} == {"greedy", *searches}
+    results = json.loads((tmp_path / "test" / "joint+ngram" / "results.json").read_text())
+    assert results["decoding"]["lm"]["ngram"] == str(lm)
+    weights = read_tuned(tuned)["joint+ngram"].weights
+    assert results["decoding"]["lm"]["ngram_weight"] == weights["lm.ngram_weight"]
+    assert results["listed_words"].keys() == {"spoken", "found", "false", "recall"}
+    assert results["confidence"]["calibration"] == read_tuned(tuned)["joint+ngram"].calibration.to_dict()
+    assert "test joint+ngram" in capsys.readouterr().out
+
+    settings = [f"model={run.folder}", f"inputs=[{corpus.root / 'test'}]", f"output_dir={tmp_path / 'out'}"]
+    search = ["decoding=joint", f"decoding.lm.ngram={lm}", f"decoding.hotwords={names}", f"tuned={tuned}"]
+    transcribe.run(compose("transcribe", *settings, *search, "device=cpu", "format=ctm"))
+    assert len(list((tmp_path / "out").rglob("*.ctm"))) == 4
 
 
 def test_evaluate_without_a_model_says_what_is_missing(compose: Callable[..., Any], tmp_path):

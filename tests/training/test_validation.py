@@ -42,7 +42,7 @@ def test_the_metric_is_the_word_error_rate_of_greedy_search(utterances):
     recognised = recognize_utterances(
         model, utterances, {"greedy": Search(model, DecodingConfig())}, sample_rate=tiny.SAMPLE_RATE
     )
-    texts = {utterance.id: tokenizer.decode(each.best.tokens) for utterance, each in recognised}
+    texts = {utterance.id: tokenizer.decode(each["greedy"].best.tokens) for utterance, each in recognised}
     score = evaluate.score({each.id: each.text for each in utterances}, texts, num_draws=1)
     assert any(texts.values())
     assert found.metric == score.wer
