@@ -16,6 +16,8 @@ from asr.errors import one_line
 from asr.writers import FORMATS
 
 if TYPE_CHECKING:
+    from asr.decoding.search import DecodingConfig
+
     # The annotation alone; at run time `argparse._SubParsersAction` is not subscriptable.
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -144,10 +146,19 @@ def add_transcribe(subparsers: "Subparsers") -> None:
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write one file for each audio file there")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument(
-        "--decoding", choices=DECODINGS, help="search (default: greedy; with --lm or --hotwords prefix_beam)"
+        "--decoding",
+        choices=DECODINGS,
+        help="search (default: greedy; prefix_beam with an n-gram or --hotwords, joint with a neural --lm)",
     )
-    parser.add_argument("--beam-size", type=_count, default=10, metavar="N", help="of a beam search (default: 10)")
-    parser.add_argument("--lm", type=Path, metavar="PATH", help="an ARPA file, or a folder with a neural model")
+    parser.add_argument("--beam-size", type=_count, metavar="N", help="of a beam search (default: 10)")
+    parser.add_argument(
+        "--lm",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="an ARPA file, or a folder with a neural model; twice for one of each",
+    )
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help="words and phrases to expect, one a line")
     parser.set_defaults(run=run_transcribe)
 
@@ -155,14 +166,11 @@ def add_transcribe(subparsers: "Subparsers") -> None:
 def run_transcribe(args: argparse.Namespace) -> int:
     """Do `asr transcribe`."""
     from asr import checkpoint
-    from asr.decoding.search import DecodingConfig, FusionConfig
     from asr.devices import pick_device
     from asr.transcribe import transcribe_files
     from asr.variants import find_tuned
 
-    mode = args.decoding or ("prefix_beam" if args.lm or args.hotwords else "greedy")
-    lm = FusionConfig() if args.lm is None else FusionConfig(**{"neural" if args.lm.is_dir() else "ngram": args.lm})
-    decoding = DecodingConfig(mode=mode, beam_size=args.beam_size, lm=lm, hotwords=args.hotwords)
+    decoding = _decoding(args)
     loaded = checkpoint.load(args.model, device=pick_device(args.device))
     failures = transcribe_files(
         loaded,
@@ -173,6 +181,24 @@ def run_transcribe(args: argparse.Namespace) -> int:
         tuned=find_tuned(loaded.path, decoding),
     )
     return 1 if failures else 0
+
+
+def _decoding(args: argparse.Namespace) -> "DecodingConfig":
+    """What the options of `asr transcribe` say of the search."""
+    from asr.decoding.search import DecodingConfig, FusionConfig
+
+    lm = FusionConfig()
+    for path in args.lm:
+        kind = "neural" if path.is_dir() else "ngram"
+        if getattr(lm, kind) is not None:
+            raise ValueError(f"--lm names {getattr(lm, kind)} and {path}; give one {kind} language model")
+        setattr(lm, kind, path)
+    mode = args.decoding or ("joint" if lm.neural else "prefix_beam" if lm.ngram or args.hotwords else "greedy")
+    if mode == "greedy" and args.beam_size is not None:
+        raise ValueError(f"--beam-size is {args.beam_size}, but greedy search has no beam; choose another --decoding")
+    return DecodingConfig(
+        mode=mode, beam_size=10 if args.beam_size is None else args.beam_size, lm=lm, hotwords=args.hotwords
+    )
 
 
 def add_align(subparsers: "Subparsers") -> None:

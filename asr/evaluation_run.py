@@ -95,6 +95,7 @@ def evaluate_manifest(
     searches = {name: _TimedSearch(builder.build(config)) for name, config in decodings.items()}
     started = time.perf_counter()
     heard: dict[str, dict[str, _Heard]] = {name: {} for name in decodings}
+    judged_s = 0.0
     for utterance, found in recognize_utterances(
         loaded.model,
         utterances,
@@ -103,9 +104,11 @@ def evaluate_manifest(
         max_batch_s=max_batch_s,
         progress=progress,
     ):
+        judged = time.perf_counter()
         for name, recognition in found.items():
             heard[name][utterance.id] = _hear(recognition, loaded.tokenizer)
-    shared_s = time.perf_counter() - started - sum(search.seconds for search in searches.values())
+        judged_s += time.perf_counter() - judged
+    shared_s = time.perf_counter() - started - judged_s - sum(search.seconds for search in searches.values())
     results = {}
     for name, config in decodings.items():
         folder = output / manifest_path.stem

@@ -177,7 +177,8 @@ class LogMel(nn.Module):
             return_complex=True,
         )  # (B, N, T)
         power = spectrum.real.square() + spectrum.imag.square()
-        mel = torch.matmul(self.filters, power)  # (B, F, T)
+        # In float64: matrix products round by the shape of the batch, and normalising over few frames magnifies that.
+        mel = torch.matmul(self.filters.double(), power.double()).float()  # (B, F, T)
         return mel.clamp_min(self.config.log_floor).log().transpose(1, 2)
 
     def _normalize(self, features: Tensor, mask: Tensor) -> Tensor:

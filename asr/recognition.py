@@ -128,7 +128,10 @@ def encode_utterances(
             waveforms = [load_utterance(utterance, sample_rate=sample_rate) for utterance in batch]
             lengths = torch.tensor([len(waveform) for waveform in waveforms])
             padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
-            yield batch, encode(model, padded.to(device), lengths.to(device))
+            encoding = encode(model, padded.to(device), lengths.to(device))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # else the first search would be charged for the encoder
+            yield batch, encoding
             bar.update(len(batch))
 
 

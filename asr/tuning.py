@@ -20,14 +20,17 @@ from asr.confidence import (
     word_evidence,
 )
 from asr.decoding.hypothesis import Hypothesis, align
-from asr.decoding.search import DecodingConfig, Encoding, Search
+from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
 from asr.tokenizer import Tokenizer
 from asr.variants import TunedSearch, with_weights
 
 
 @dataclass(frozen=True, slots=True)
 class _Knob:
-    """One weight that is fitted: where it stands in the config, the parts it multiplies, and its range."""
+    """One weight that is fitted: where it stands in the config, and its range.
+
+    No range holds a weight with which a search leaves a scorer out: its hypotheses would lack that part of the score.
+    """
 
     name: str
     low: float
@@ -36,13 +39,15 @@ class _Knob:
 
 def _knobs(config: DecodingConfig) -> list[_Knob]:
     """What can be fitted for a mode: what its score is made of."""
-    knobs = [_Knob("length_bonus", -1.0, 4.0)]
+    knobs = [] if config.mode == "greedy" else [_Knob("length_bonus", -1.0, 4.0)]
     if config.mode in ("joint", "rescore"):
-        knobs.append(_Knob("ctc_weight", 0.02, 1.0))
+        knobs.append(_Knob("ctc_weight", 0.02, 0.98))
     if config.lm.ngram:
-        knobs.append(_Knob("lm.ngram_weight", 0.0, 2.0))
+        knobs.append(_Knob("lm.ngram_weight", 0.01, 2.0))
     if config.lm.neural:
-        knobs.append(_Knob("lm.neural_weight", 0.0, 2.0))
+        knobs.append(_Knob("lm.neural_weight", 0.01, 2.0))
+    if config.lm.internal_weight:
+        knobs.append(_Knob("lm.internal_weight", 0.01, 1.0))
     return knobs
 
 
@@ -63,59 +68,62 @@ def tune(
     changes: minimum error rate training (Och 2003) with a random search.
 
     Args:
-        search: A beam search; its config holds the first weights, and those that were found in the end.
+        search: Its config holds the first weights, and those that were found in the end.
         encodings: The development set after the encoder.
         references: Texts of the utterances of each encoding.
         tokenizer: The recogniser's.
         seed: Of the trials.
         num_trials: Trials in each round.
-        max_rounds: Most searches of the set.
+        max_rounds: How often weights are fitted at most; the set is searched once more.
+
+    Greedy search has no weights; it is calibrated alone.
 
     Returns:
-        Weights and calibration; measured are `wer`, of the hypotheses that these weights choose from all lists,
-        `oracle_wer`, of the best hypotheses in the lists, which no weights can beat, `rounds`, how often the set was
-        searched, and `calibration_error`, of the confidences.
-
-    Raises:
-        ValueError: If the mode has nothing to fit.
+        Weights and calibration; measured are `wer`, of the search with these weights, `oracle_wer`, of the best
+        hypotheses in all lists, which no weights can beat, `rounds`, how often weights were fitted, and
+        `calibration_error`, of the confidences.
     """
-    if search.config.mode == "greedy":
-        raise ValueError("decoding.mode is 'greedy', which has no weights to tune; choose another mode")
     knobs = _knobs(search.config)
     generator = torch.Generator().manual_seed(seed)
     texts = [text for own in references for text in own]
-    lists: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in texts]
     num_words = max(1, sum(len(text.split()) for text in texts))
-    best = torch.tensor([_value(search.config, knob.name) for knob in knobs], dtype=torch.float64)
-    rounds, errors, oracle = 0, math.inf, 0
-    while rounds < max_rounds:
-        rounds += 1
-        found = (each.hypotheses for encoding in encodings for each in search(encoding))
-        for own, hypotheses in zip(lists, found, strict=True):
-            own.update({each.tokens: each for each in hypotheses})
-        parts, counts = _tabulate(lists, texts, tokenizer, search.config)
-        oracle = int(counts.amin(dim=1).sum())
-        before = best
-        best, errors = _fit(parts, counts, knobs, best, search.config, generator, num_trials)
-        search.config = with_weights(search.config, _named(knobs, best))
-        if torch.equal(best, before):
+    lists: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in texts]
+    weights = torch.tensor([_within(knob, _value(search.config, knob.name)) for knob in knobs], dtype=torch.float64)
+    rounds: list[tuple[int, Tensor, list[Recognition]]] = []  # word errors of a search, its weights, what it found
+    while len(rounds) <= max_rounds:
+        search.config = with_weights(search.config, _named(knobs, weights))
+        found = [each for encoding in encodings for each in search(encoding)]
+        errors = sum(_count_errors(each.best, text, tokenizer) for each, text in zip(found, texts, strict=True))
+        rounds.append((errors, weights, found))
+        for own, recognition in zip(lists, found, strict=True):
+            own.update({each.tokens: each for each in recognition.hypotheses})
+        if not knobs or len(rounds) > max_rounds:
             break
-    calibration, calibration_error = _calibrate(search, encodings, texts, tokenizer)
-    measured = {"wer": errors / num_words, "oracle_wer": oracle / num_words, "rounds": rounds}
+        parts, counts = _tabulate(lists, texts, tokenizer, search.config)
+        before, weights = weights, _fit(parts, counts, knobs, weights, search.config, generator, num_trials)
+        if torch.equal(weights, before):
+            break
+    errors, weights, found = min(rounds, key=lambda each: each[0])  # the first of equals
+    search.config = with_weights(search.config, _named(knobs, weights))
+    oracle = sum(
+        min(_count_errors(each, text, tokenizer) for each in own.values())
+        for own, text in zip(lists, texts, strict=True)
+    )
+    calibration, calibration_error = _calibrate(found, texts, tokenizer)
+    measured = {"wer": errors / num_words, "oracle_wer": oracle / num_words, "rounds": len(rounds) - 1}
     return TunedSearch(
-        weights=_named(knobs, best),
+        weights=_named(knobs, weights),
         calibration=calibration,
         development={**measured, "calibration_error": calibration_error},
     )
 
 
 def _calibrate(
-    search: Search, encodings: Sequence[Encoding], references: Sequence[str], tokenizer: Tokenizer
+    found: Sequence[Recognition], references: Sequence[str], tokenizer: Tokenizer
 ) -> tuple[Calibration, float]:
-    """A calibration for the search as it is now, and its error on the words that it was fitted on."""
+    """A calibration of what a search found, and its error on the words that it was fitted on."""
     evidence: list[WordEvidence] = []
     correct: list[bool] = []
-    found = (each for encoding in encodings for each in search(encoding))
     for recognition, reference in zip(found, references, strict=True):
         tokens = recognition.best.tokens
         evidence += word_evidence(recognition.hypotheses, align(recognition.log_probs, tokens), tokenizer)
@@ -127,6 +135,15 @@ def _calibrate(
     return calibration, expected_calibration_error(calibration.confidences(evidence), correct)
 
 
+def _count_errors(hypothesis: Hypothesis, reference: str, tokenizer: Tokenizer) -> int:
+    """Word errors of one hypothesis."""
+    return int(Levenshtein.distance(reference.split(), tokenizer.decode(hypothesis.tokens).split()))
+
+
+def _within(knob: _Knob, value: float) -> float:
+    return min(max(value, knob.low), knob.high)
+
+
 def _value(config: DecodingConfig, name: str) -> float:
     owner, _, field = name.rpartition(".")
     return float(getattr(config.lm if owner else config, field))
@@ -136,7 +153,7 @@ def _named(knobs: Sequence[_Knob], values: Tensor) -> dict[str, float]:
     return {knob.name: round(value, 4) for knob, value in zip(knobs, values.tolist(), strict=True)}
 
 
-# The parts of a score in the columns of a table; what a mode lacks stays zero.
+# The parts of a score in the columns of a table; what no hypothesis of a search has stays zero.
 _PARTS = ("ctc", "attention", "ngram", "neural", "hotwords", "internal")
 
 
@@ -155,11 +172,12 @@ def _tabulate(
     parts[:, :, 0] = -math.inf if config.mode != "attention" else 0.0
     parts[:, :, 1] = -math.inf if config.mode == "attention" else 0.0
     errors = torch.full((len(lists), size), 10**9)
+    there = {name for own in lists for each in own.values() for name in each.parts}
     for row, (own, reference) in enumerate(zip(lists, references, strict=True)):
-        words = reference.split()
         for column, each in enumerate(own.values()):
-            parts[row, column] = torch.tensor([*(each.parts.get(name, 0.0) for name in _PARTS), len(each.tokens)])
-            errors[row, column] = Levenshtein.distance(words, tokenizer.decode(each.tokens).split())
+            scores = [each.parts[name] if name in there else 0.0 for name in _PARTS]
+            parts[row, column] = torch.tensor([*scores, len(each.tokens)])
+            errors[row, column] = _count_errors(each, reference, tokenizer)
     return parts, errors
 
 
@@ -171,7 +189,7 @@ def _fit(
     config: DecodingConfig,
     generator: torch.Generator,
     num_trials: int,
-) -> tuple[Tensor, int]:
+) -> Tensor:
     """The trial with the fewest errors: half of them anywhere in range, half around the best so far."""
     low, high = (torch.tensor([getattr(knob, end) for knob in knobs], dtype=torch.float64) for end in ("low", "high"))
     best, fewest = start, _errors(parts, counts, _factors(knobs, start, config))
@@ -185,7 +203,7 @@ def _fit(
         errors = _errors(parts, counts, _factors(knobs, trial, config))
         if errors < fewest:
             best, fewest = trial, errors
-    return best, fewest
+    return best
 
 
 def _factors(knobs: Sequence[_Knob], values: Tensor, config: DecodingConfig) -> Tensor:

@@ -24,8 +24,11 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
         Settings by name: the mode, and the language models behind a `+`.
 
     Raises:
-        ValueError: If a mode or a language model is unknown, or one is asked for that `base` does not name.
+        ValueError: If a mode or a language model is unknown, one is asked for that `base` does not name, or a mode has
+            no place for any of them.
     """
+    if not modes or not lms:
+        raise ValueError(f"modes is {list(modes)} and lms is {list(lms)}; name at least one of each")
     found = {}
     for mode in modes:
         for lm in lms:
@@ -47,6 +50,10 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
                 hotwords = None if mode == "greedy" else base.hotwords
                 name = "+".join([mode, *parts])
                 found[name] = replace(base, mode=mode, lm=fusion, hotwords=hotwords)
+        if not any(name.split("+")[0] == mode for name in found):
+            raise ValueError(
+                f"modes has {mode!r}, which has no place for any of lms={list(lms)}; add none to lms, or leave it out"
+            )
     return found
 
 

@@ -61,7 +61,7 @@ _STORE.store(group="benchmark", name="prefix_beam_schema", node=PrefixBeamBenchm
 def run(recipe: BenchmarkRecipe) -> None:
     """Measures, prints the tables and writes the JSON file."""
     loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device, num_threads=recipe.num_threads))
-    chosen = harness.spread_out(manifest.read(recipe.manifest), recipe.num_utterances)
+    chosen = manifest.spread_out(manifest.read(recipe.manifest), recipe.num_utterances)
     work = harness.prepare(loaded, chosen, batch_size=recipe.batch_size, beam_size=recipe.beam_size)
     contenders, skipped = harness.build(recipe.benchmark.builders(work))
     measured = harness.measure(contenders, work.batches, repeats=recipe.repeats)

@@ -110,6 +110,9 @@ class EvaluateRecipe:
         tuned = read_tuned(self.tuned) if self.tuned else {}
         named = "+".join(name for name in ("ngram", "neural") if getattr(self.decoding.lm, name))
         found = variants(self.decoding, modes=self.modes or [self.decoding.mode], lms=self.lms or [named or "none"])
+        untuned = [name for name, config in found.items() if name not in tuned and config.mode != "greedy"]
+        if self.tuned and untuned:
+            raise ValueError(f"{self.tuned} holds nothing of {untuned[0]}; tune it too, or leave tuned= out")
         own = {name: tuned.get(name, TunedSearch()) for name in found}
         return {name: (with_weights(config, own[name].weights), own[name]) for name, config in found.items()}
 
@@ -121,7 +124,7 @@ class TuneRecipe:
     Attributes:
         model: A model folder or a run folder.
         manifest: The development set.
-        output: The file that the weights go to.
+        output: The file that the weights go to; by default decoding.json beside the model's weights.
         modes: Ways to search.
         lms: Language models to try with each of them, as in evaluation.
         num_utterances: Take this many utterances, spread evenly over the set; 0 takes all.
@@ -133,7 +136,7 @@ class TuneRecipe:
 
     model: Path = MISSING
     manifest: Path = MISSING
-    output: Path = MISSING
+    output: Path | None = None
     modes: list[str] = MISSING
     lms: list[str] = MISSING
     num_utterances: int = 0
@@ -176,8 +179,10 @@ class TranscribeRecipe:
         Raises:
             ValueError: If the file is broken.
         """
-        found = read_tuned(self.tuned) if self.tuned else {}
-        return found.get(variant_name(self.decoding), TunedSearch())
+        found, name = read_tuned(self.tuned) if self.tuned else {}, variant_name(self.decoding)
+        if self.tuned and name not in found:
+            raise ValueError(f"{self.tuned} holds nothing of {name}; tune it too, or leave tuned= out")
+        return found.get(name, TunedSearch())
 
 
 @dataclass(slots=True, kw_only=True)

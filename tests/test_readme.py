@@ -1,5 +1,6 @@
 """Every command that the README shows is one that exists and is understood."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -38,6 +39,7 @@ def test_a_shown_command_is_understood(command):
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
         schema.register()
+        importlib.import_module(Path(words[1]).stem)  # a recipe may have dataclasses of its own
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose(Path(words[1]).stem, overrides=words[2:])
         OmegaConf.to_object(config)

@@ -305,6 +305,20 @@ def test_a_language_model_and_hotwords_take_part(workplace: Path, capsys: pytest
     assert set(run(["good.wav", "--lm", "lm.arpa"], capsys)[1].split()) <= {"c"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--beam-size", "7"], "--beam-size is 7, but greedy search has no beam; choose another --decoding"),
+        (["--lm", "a.arpa", "--lm", "b.arpa"], "--lm names a.arpa and b.arpa; give one ngram language model"),
+        (["--decoding", "joint", "--beam-size", "0"], "decoding.beam_size is 0; it must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_one_line(
+    workplace: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["good.wav", *arguments], capsys) == (1, "", f"error: {message}\n")
+
+
 def test_a_language_model_that_does_not_exist_is_one_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(["good.wav", "--lm", "lm.arpa"], capsys)
     assert (code, out) == (1, "")

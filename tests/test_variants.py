@@ -51,6 +51,19 @@ def test_errors_of_variants(lms: list[str], message: str) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("modes", "lms", "message"),
+    [
+        ([], ["none"], "modes is [] and lms is ['none']; name at least one of each"),
+        (["joint", "greedy"], ["ngram"], "modes has 'greedy', which has no place for any of lms=['ngram']; add none"),
+    ],
+)
+def test_a_mode_without_any_variant_is_an_error(modes: list[str], lms: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        variants(DecodingConfig(mode="joint", lm=LM), modes=modes, lms=lms)
+    assert str(caught.value).startswith(message)
+
+
 def test_what_was_tuned_survives_a_file_and_other_variants_stay(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "decoding.json"
     first = TunedSearch(

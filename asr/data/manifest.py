@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,3 +201,9 @@ def _kind(value: object) -> str:
     """Names a JSON value for a message, cut to a readable length."""
     shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= 40 else f"{shown[:37]}…"
+
+
+def spread_out(utterances: Sequence[Utterance], count: int) -> list[Utterance]:
+    """At most that many utterances, evenly taken from the whole of a manifest, so that many speakers are heard."""
+    count = min(count, len(utterances))
+    return [utterances[number * len(utterances) // count] for number in range(count)]

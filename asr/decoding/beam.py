@@ -69,7 +69,7 @@ def beam_search(
     *,
     beam_size: int,
     length_bonus: float = 0.0,
-    end_margin: float = 0.0,
+    end_margin: float = math.inf,
     num_best: int | None = None,
 ) -> list[list[Hypothesis]]:
     """Searches the transcripts with the best weighted sum of all scores.
@@ -82,9 +82,9 @@ def beam_search(
         lengths: Most tokens of each utterance, (B,) integers: its encoder frames, as CTC carries no more.
         beam_size: Hypotheses N of an utterance that are kept in every step.
         length_bonus: Added for every token.
-        end_margin: What a running hypothesis may still gain. Where every score is a log-probability, sums only fall,
-            and 0 is exact but for the pruning of the beam; with a bonus, with hotwords or negative weights they can
-            rise, and infinity is exact, but searches to the last frame.
+        end_margin: Most that a running hypothesis is trusted to gain. By what the scorers may still give it is known
+            when none can overtake the best finished one: the end is exact but for the pruning of the beam. With a
+            bonus, rewards or negative weights that may be only after the last frame; a margin ends it earlier.
         num_best: Most hypotheses that are returned of each utterance; the beam size by default.
 
     Returns:
@@ -100,11 +100,11 @@ def beam_search(
     names = [each.name for each in scorers]
     places = torch.arange(num_utterances, device=device)  # which utterance each list belongs to
     states = [each.scorer.start(num_utterances, beam_size) for each in scorers]
+    headroom = sum(_headroom(each) for each in scorers)
     running = _start(num_utterances, beam_size, len(scorers), device)
     finished = running.best(0)
     step = 0
     while len(places):
-        scores = torch.empty(0)
         gains = []
         for number, each in enumerate(scorers):
             scores, states[number] = each.scorer.score(states[number])
@@ -121,7 +121,8 @@ def beam_search(
         running, rows, tokens = _extended(running, totals, gains)
         step += 1
         best = running.totals[:, 0]
-        going_on = best.isfinite() & (best + end_margin > finished.totals[:, 0])
+        gain = (headroom + max(0.0, length_bonus) * (lengths - step)).clamp_max(end_margin)  # (B,)
+        going_on = best.isfinite() & (best + gain > finished.totals[:, 0])
         kept = going_on.nonzero()[:, 0]  # this waits for the device, once a step
         if len(kept) < len(places):
             done = (~going_on).nonzero()[:, 0]
@@ -137,6 +138,13 @@ def beam_search(
                 for each, state in zip(scorers, states, strict=True)
             ]
     return found
+
+
+def _headroom(scorer: Weighted[Any]) -> float:
+    """The most that a scorer may still add to a hypothesis."""
+    if scorer.weight < 0:
+        return math.inf
+    return scorer.weight * scorer.scorer.headroom if scorer.weight else 0.0
 
 
 def _start(num_utterances: int, num_hypotheses: int, num_scorers: int, device: torch.device) -> _Lists:

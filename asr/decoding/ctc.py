@@ -97,6 +97,7 @@ class CtcScorer:
     """
 
     can_stay = False
+    headroom = 0.0
 
     def __init__(self, log_probs: Tensor, lengths: Tensor) -> None:
         valid = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths[:, None]  # (B, T')

@@ -55,6 +55,7 @@ class HotwordScorer:
     """
 
     can_stay = True
+    headroom = math.inf
 
     def __init__(self, phrases: Mapping[str, float], tokenizer: Tokenizer, *, device: torch.device) -> None:
         texts = tokenizer.texts

@@ -3,6 +3,7 @@
 # T' encoder frames, U tokens, V vocabulary
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torchaudio.functional
@@ -49,19 +50,25 @@ def align(log_probs: Tensor, tokens: tuple[int, ...]) -> list[TokenSpan]:
         tokens: Token ids, U of them.
 
     Returns:
-        U spans, in order, without overlap.
+        U spans, in order, without overlap. Where there is a frame for each token but none for the blanks that must
+        part repeated ones, the spans are even and their confidence is 0.
 
     Raises:
         ValueError: If the frames cannot carry the tokens.
     """
     if not tokens:
         return []
+    num_needed = len(tokens) + sum(first == second for first, second in pairwise(tokens))
+    if len(tokens) <= len(log_probs) < num_needed:
+        # A search without CTC may repeat a token more often than there is room for the blanks between: no path exists.
+        edges = [place * len(log_probs) // len(tokens) for place in range(len(tokens) + 1)]
+        return [TokenSpan(start, end, 0.0) for start, end in pairwise(edges)]
     log_probs = log_probs.cpu()
     targets = torch.tensor([tokens], dtype=torch.int32)
     try:
         path, scores = torchaudio.functional.forced_align(log_probs[None], targets, blank=BLANK_ID)
     except RuntimeError as error:
-        raise ValueError(f"{len(tokens)} tokens cannot be aligned with {len(log_probs)} frames: {error}") from None
+        raise ValueError(f"{len(tokens)} tokens cannot be aligned with {len(log_probs)} frames") from error
     return _spans(path[0].tolist(), scores[0].exp().tolist())
 
 

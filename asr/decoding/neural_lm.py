@@ -34,6 +34,7 @@ class NeuralLmScorer:
     """
 
     can_stay = False
+    headroom = 0.0
 
     def __init__(self, model: LanguageModel) -> None:
         _refuse_training(model)

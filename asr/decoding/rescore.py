@@ -14,6 +14,8 @@ from asr.nn.decoder import TransformerDecoder
 from asr.nn.lm import LanguageModel
 from asr.tokenizer import EOS_ID
 
+_MAX_LOGITS = 2**26  # that are held at a time: 256 MB
+
 
 def rescore(
     found: Sequence[Sequence[Hypothesis]],
@@ -74,6 +76,19 @@ def attention_log_probs(
         lengths: (B,) integers.
         found: Hypotheses of each utterance.
     """
+    sums: list[list[float]] = []
+    longest = max(len(each.tokens) for own in found for each in own)
+    count = max(len(own) for own in found)
+    step = max(1, _MAX_LOGITS // (count * (longest + 1) * decoder.output.out_features))  # utterances at a time
+    for first in range(0, len(found), step):
+        part = slice(first, first + step)
+        sums += _attention_log_probs(decoder, frames[part], lengths[part], found[part])
+    return sums
+
+
+def _attention_log_probs(
+    decoder: TransformerDecoder, frames: Tensor, lengths: Tensor, found: Sequence[Sequence[Hypothesis]]
+) -> list[list[float]]:
     count = max(len(own) for own in found)
     longest = max(len(each.tokens) for own in found for each in own)
     inputs = torch.full((len(found), count, longest + 1), EOS_ID)

@@ -26,9 +26,12 @@ class Scorer(Protocol[State]):
     Attributes:
         can_stay: Whether rows may stay as they are while others grow (see `advance`). A search over frames needs that;
             a search over tokens extends all rows in every step.
+        headroom: The most that what a row has been given so far may still rise by: 0 where every score is a
+            log-probability, more where scores are charged in advance and paid back, infinity where there are rewards.
     """
 
     can_stay: bool
+    headroom: float
 
     def start(self, num_utterances: int, num_hypotheses: int) -> State:
         """The state of B·N rows that hold no token yet."""
@@ -83,6 +86,7 @@ class AttentionScorer:
     """
 
     can_stay = False
+    headroom = 0.0
 
     def __init__(self, decoder: TransformerDecoder, frames: Tensor, lengths: Tensor) -> None:
         self.decoder, self.frames, self.lengths = decoder, frames, lengths

@@ -65,9 +65,9 @@ class DecodingConfig:
         beam_size: Hypotheses kept in every step of a beam search.
         ctc_weight: Weight of the CTC score in joint search and in rescoring, in (0, 1]; the decoder has the rest.
         length_bonus: Added to a hypothesis' score for every token.
-        end_margin: How far behind the best finished hypothesis a running one is still followed in `joint` and
-            `attention`, where a bonus, hotwords or `lm.internal_weight` let scores rise; without them the end of a
-            search is exact and this is not used.
+        end_margin: In `joint` and `attention`, the most that a running hypothesis is trusted to gain on the best
+            finished one; it matters where a bonus, hotwords or `lm.internal_weight` let scores rise. Infinity ends a
+            search exactly, but with these only after the last frame.
         token_margin: Prefix beam search tries tokens that are at most this much less probable than the best of their
             frame, a natural logarithm; infinity tries all.
         num_best: Most hypotheses that are kept of an utterance in the end.
@@ -80,7 +80,7 @@ class DecodingConfig:
     beam_size: int = 10
     ctc_weight: float = 0.3
     length_bonus: float = 0.0
-    end_margin: float = 5.0
+    end_margin: float = 20.0
     token_margin: float = 12.0
     num_best: int = 10
     lm: FusionConfig = field(default_factory=FusionConfig)
@@ -96,9 +96,10 @@ class DecodingConfig:
         for name in ("length_bonus", "hotword_bonus"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be a finite number")
-        for name in ("end_margin", "token_margin"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.end_margin >= 0:
+            raise ValueError(f"decoding.end_margin is {self.end_margin}; it must be 0 or more")
+        if not self.token_margin > 0:
+            raise ValueError(f"decoding.token_margin is {self.token_margin}; it must be above 0")
         if not 0 < self.ctc_weight <= 1:
             raise ValueError(f"decoding.ctc_weight is {self.ctc_weight}; it must be in (0, 1]")
         self._refuse_what_has_no_place()
@@ -211,7 +212,11 @@ class Search:
 
     @torch.inference_mode()
     def __call__(self, encoding: Encoding) -> list[Recognition]:
-        """Searches a batch; one result an utterance, in order."""
+        """Searches a batch; one result an utterance, in order.
+
+        Raises:
+            NotFiniteError: If the decoder or a language model answers with NaN.
+        """
         mode = self.config.mode
         if mode == "greedy":
             found = [[each] for each in greedy_search(encoding.log_probs, encoding.lengths)]
@@ -219,6 +224,11 @@ class Search:
             found = self._prefix_beam(encoding)
         else:
             found = self._beam(encoding)
+        if any(math.isnan(hypotheses[0].score) for hypotheses in found):
+            raise NotFiniteError(
+                "the scores of the search are not numbers (NaN); the weights of the decoder or of a language model are "
+                "damaged"
+            )
         return [
             Recognition(hypotheses, encoding.log_probs[row, :length])
             for row, (hypotheses, length) in enumerate(zip(found, encoding.lengths.tolist(), strict=True))
@@ -276,13 +286,12 @@ class Search:
         if lm.internal_weight:
             scorers.append(Weighted("internal", -lm.internal_weight, internal_scorer(decoder, encoding.frames)))
         scorers += self._shared()
-        rises = config.length_bonus > 0 or any(each.weight < 0 or each.name == "hotwords" for each in scorers)
         return beam_search(
             scorers,
             encoding.lengths,
             beam_size=config.beam_size,
             length_bonus=config.length_bonus,
-            end_margin=config.end_margin if rises else 0.0,
+            end_margin=config.end_margin,
             num_best=config.num_best,
         )
 

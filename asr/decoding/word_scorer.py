@@ -42,6 +42,7 @@ class TokenNgramScorer:
     """
 
     can_stay = True
+    headroom = 0.0
 
     def __init__(self, model: NgramModel, tokenizer: Tokenizer) -> None:
         written = _written_tokens(tokenizer)
@@ -135,6 +136,8 @@ class WordNgramScorer:
         self._steps = _make_steps(tree, texts, device)
         # Behind the nodes of the tree comes one for all words that are not in it.
         self._unknown_node = len(tree.words)
+        # A begun word is charged its mass, and in the best of contexts costs nothing.
+        self.headroom = float(-np.log(tree.masses.min())) if lookahead else 0.0
         self._words = torch.from_numpy(np.append(tree.words, model.unk_id)).to(device)  # (P + 1,)
         self._log_masses = torch.from_numpy(np.append(np.log(tree.masses), 0.0)).to(device)  # (P + 1,) float64
         self._ends_word = torch.tensor([text.startswith(" ") for text in texts], device=device)  # (V,)

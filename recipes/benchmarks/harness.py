@@ -155,12 +155,6 @@ def prepare(loaded: LoadedModel, utterances: Sequence[Utterance], *, batch_size:
     return Work(model=model, tokenizer=loaded.tokenizer, utterances=ordered, batches=batches, beam_size=beam_size)
 
 
-def spread_out(utterances: Sequence[Utterance], count: int) -> list[Utterance]:
-    """At most that many utterances, evenly taken from the whole of a manifest, so that many speakers are heard."""
-    count = min(count, len(utterances))
-    return [utterances[number * len(utterances) // count] for number in range(count)]
-
-
 def build(builders: Sequence[Callable[[], Contender]]) -> tuple[list[Contender], list[str]]:
     """Makes the contenders; those that cannot take part are left out, with the reasons."""
     contenders, reasons = [], []

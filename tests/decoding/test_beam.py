@@ -98,7 +98,6 @@ def test_a_full_beam_finds_what_exhaustive_search_finds(seed: int, ctc_weight: f
         beam_size=FULL_BEAM,
         ctc_weight=ctc_weight,
         length_bonus=length_bonus,
-        end_margin=math.inf if length_bonus > 0 else 0.0,
     )
     assert found[0].tokens == expected[0].tokens
     scores = {hypothesis.tokens: hypothesis for hypothesis in expected}
@@ -149,7 +148,7 @@ def test_beam_one_with_ctc_alone_is_greedy_search_where_every_frame_is_sure(seed
 @torch.no_grad()
 def test_a_single_frame_carries_at_most_one_token() -> None:
     decoder, (frames, log_probs) = make_decoder(0), make_output(0, num_frames=1)
-    settings = {"beam_size": 10, "length_bonus": 9.0, "end_margin": math.inf}
+    settings = {"beam_size": 10, "length_bonus": 9.0}
     found = joint_search(decoder, frames, log_probs, ctc_weight=0.3, **settings)
     assert {hypothesis.tokens for hypothesis in found} == {(), *((token,) for token in TOKENS)}
     assert len(found[0].tokens) == 1
@@ -218,6 +217,7 @@ class ScriptedScorer:
     token: int
     first: float
     can_stay = False
+    headroom = 0.0
 
     def start(self, num_utterances: int, num_hypotheses: int) -> tuple[int, int]:
         return 0, num_utterances * num_hypotheses

@@ -58,8 +58,15 @@ def test_one_frame_carries_one_token() -> None:
     assert align(log_probs, (3,)) == [TokenSpan(0, 1, pytest.approx(float(log_probs[0, 3].exp())))]
 
 
-@pytest.mark.parametrize("tokens", [(2, 3, 2, 3), (2, 2, 3)])
-def test_tokens_that_the_frames_cannot_carry_are_an_error(tokens: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"^{len(tokens)} tokens cannot be aligned with 3 frames: ") as caught:
-        align(random_log_probs(3, seed=0), tokens)
-    assert "\n" not in str(caught.value)
+def test_more_tokens_than_frames_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^4 tokens cannot be aligned with 3 frames$"):
+        align(random_log_probs(3, seed=0), (2, 3, 2, 3))
+
+
+def test_repeats_without_room_for_the_blanks_between_lie_evenly_and_nothing_speaks_for_them() -> None:
+    assert align(random_log_probs(3, seed=0), (2, 2, 3)) == [TokenSpan(frame, frame + 1, 0.0) for frame in range(3)]
+    assert align(random_log_probs(4, seed=0), (2, 2, 2)) == [
+        TokenSpan(0, 1, 0.0),
+        TokenSpan(1, 2, 0.0),
+        TokenSpan(2, 4, 0.0),
+    ]

@@ -28,6 +28,7 @@ class BigramScorer:
     """A table of log-probabilities, (V, V), of the next token after the last; the end of sentence stands for none."""
 
     can_stay = True
+    headroom = 0.0
 
     def __init__(self, table: Tensor) -> None:
         self.table = table

@@ -1,6 +1,7 @@
 """One encoder pass, then any way to search: batches, settings and what is refused."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import tiny
 import torch
 
+from asr.decoding.arpa import load_ngram
+from asr.decoding.hypothesis import align
 from asr.decoding.search import (
     MODES,
     DecodingConfig,
@@ -18,6 +21,7 @@ from asr.decoding.search import (
     Search,
     encode,
 )
+from asr.decoding.word_scorer import WordNgramScorer
 
 GREEDY = DecodingConfig(mode="greedy")
 JOINT = DecodingConfig(mode="joint", beam_size=3)
@@ -133,6 +137,65 @@ def test_weights_that_are_no_numbers_are_an_error() -> None:
         encode(model, padded, lengths)
 
 
+@pytest.mark.parametrize("mode", ["attention", "joint", "rescore"])
+def test_a_decoder_that_answers_with_no_numbers_is_an_error(mode: str) -> None:
+    model = tiny.make_model()
+    with torch.no_grad():
+        model.decoder.output.bias.fill_(math.nan)  # type: ignore[union-attr]
+    padded, lengths = tiny.pad(WAVEFORMS)
+    with pytest.raises(
+        NotFiniteError, match=r"^the scores of the search are not numbers \(NaN\); the weights of the dec"
+    ):
+        Search(model, CONFIGS[mode])(encode(model, padded, lengths))
+
+
+def test_a_decoder_that_repeats_itself_without_end_still_gives_hypotheses_that_can_be_aligned() -> None:
+    model = tiny.make_model()
+    with torch.no_grad():
+        model.decoder.output.bias[3] += 50.0  # type: ignore[union-attr]
+        model.decoder.output.bias[1] -= 50.0  # type: ignore[union-attr]
+    padded, lengths = tiny.pad(WAVEFORMS)
+    for found in Search(model, CONFIGS["attention"])(encode(model, padded, lengths)):
+        spans = align(found.log_probs, found.best.tokens)
+        assert len(spans) == len(found.best.tokens)
+
+
+RARE_WORD = """\\data\\
+ngram 1=4
+ngram 2=1
+
+\\1-grams:
+-99 <s> -3
+-0.3 </s>
+-9 <unk>
+-6 abab
+
+\\2-grams:
+-0.01 <s> abab
+
+\\end\\
+"""
+
+
+def test_a_word_that_is_charged_before_it_ends_is_waited_for(tmp_path: Path) -> None:
+    """The model all but asks for a word whose beginning is rare: midway it seems to be lost, and is not."""
+    (tmp_path / "lm.arpa").write_text(RARE_WORD)
+    tokenizer, model = tiny.make_tokenizer(), tiny.make_model()
+    ngram = WordNgramScorer(load_ngram(tmp_path / "lm.arpa"), tokenizer, unknown_penalty=-10.0)
+    lm = FusionConfig(ngram=tmp_path / "lm.arpa", ngram_weight=0.6)
+    config = DecodingConfig(mode="joint", beam_size=30, ctc_weight=0.98, lm=lm)
+    generator = torch.Generator().manual_seed(2)
+    log_probs = torch.randn(16, 8, 6, generator=generator).log_softmax(dim=-1)
+    frames = torch.randn(16, 8, tiny.WIDTH, generator=generator)
+    encoding = Encoding(frames, torch.full((16,), 8), log_probs)
+    found = Search(model, config, ngram=ngram)(encoding)
+    exact = Search(model, replace(config, end_margin=math.inf), ngram=ngram)(encoding)
+    hasty = Search(model, replace(config, end_margin=0.0), ngram=ngram)(encoding)
+    texts = [[tokenizer.decode(each.best.tokens) for each in way] for way in (found, exact, hasty)]
+    assert texts[0] == texts[1] != texts[2]
+    assert "abab" in texts[0]
+
+
 def test_samples_that_are_no_numbers_are_an_error() -> None:
     with pytest.raises(NotFiniteError):
         run([torch.full((900,), math.nan)], GREEDY)
@@ -144,6 +207,7 @@ def test_posteriors_that_are_all_blank_give_the_empty_transcript(mode: str) -> N
     blank = torch.full_like(encoding.log_probs, -math.inf)
     blank[:, :, 0] = 0.0
     found = Search(tiny.make_model(), CONFIGS[mode])(Encoding(encoding.frames, encoding.lengths, blank))
+    assert all(math.isfinite(each.best.score) for each in found)
     if mode != "attention":  # which does not ask CTC
         assert all(each.best.tokens == () for each in found)
 
@@ -170,7 +234,8 @@ def test_a_beam_larger_than_the_vocabulary_and_a_single_frame_are_fine(mode: str
         ({"length_bonus": math.nan}, "decoding.length_bonus is nan; it must be a finite number"),
         ({"hotword_bonus": math.inf}, "decoding.hotword_bonus is inf; it must be a finite number"),
         ({"end_margin": -1.0}, "decoding.end_margin is -1.0; it must be 0 or more"),
-        ({"token_margin": math.nan}, "decoding.token_margin is nan; it must be 0 or more"),
+        ({"token_margin": 0.0}, "decoding.token_margin is 0.0; it must be above 0"),
+        ({"token_margin": math.nan}, "decoding.token_margin is nan; it must be above 0"),
         (
             {"mode": "greedy", "hotwords": Path("names.txt")},
             "decoding.hotwords is names.txt, which has no place in mode 'greedy'; leave it out, or take mode "

@@ -258,7 +258,7 @@ def test_beam_search_finds_the_text_that_the_model_likes_best(lookahead: bool) -
     tokenizer = CharTokenizer([" ", "a", "b"])
     scorer = WordNgramScorer(model, tokenizer, unknown_penalty=-1.0, lookahead=lookahead)
     lengths = torch.tensor([5, 2])
-    found = beam_search([Weighted("lm", 1.0, scorer)], lengths, beam_size=400, end_margin=math.inf, num_best=400)
+    found = beam_search([Weighted("lm", 1.0, scorer)], lengths, beam_size=400, num_best=400)
     for hypotheses, length in zip(found, lengths.tolist(), strict=True):
         assert len(hypotheses) == sum(3**n for n in range(length + 1))
         texts = [tokenizer.decode(hypothesis.tokens).split() for hypothesis in hypotheses]

@@ -55,8 +55,8 @@ def contender(
 
 def test_utterances_are_taken_evenly_from_a_manifest(corpus):
     utterances = manifest.read(corpus)
-    assert [each.id for each in harness.spread_out(utterances, 2)] == ["u0", "u2"]
-    assert harness.spread_out(utterances, 100) == utterances
+    assert [each.id for each in manifest.spread_out(utterances, 2)] == ["u0", "u2"]
+    assert manifest.spread_out(utterances, 100) == utterances
 
 
 def test_work_is_encoded_once_the_longest_first_and_the_end_of_sentence_has_no_share(work):
