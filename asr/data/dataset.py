@@ -2,6 +2,7 @@
 
 # B utterances, S samples, U tokens
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -141,7 +142,8 @@ class UtteranceDataset(Dataset[Batch]):
         self.cache = cache
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
-        waveforms = [self._waveform(draw.index, draw.speed, plan.epoch) for draw in plan.draws]
+        with _one_thread():
+            waveforms = [self._waveform(draw.index, draw.speed, plan.epoch) for draw in plan.draws]
         tokens = [torch.tensor(self.tokens[draw.index], dtype=torch.int64) for draw in plan.draws]
         return Batch(
             waveforms=torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
@@ -167,6 +169,17 @@ class UtteranceDataset(Dataset[Batch]):
 
 
 _INT16_SCALE = 32768.0
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Computes with one thread, as workers do: on some processors the last digits depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_utterance(utterance: Utterance, *, sample_rate: int) -> Tensor:
