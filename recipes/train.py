@@ -8,6 +8,7 @@ from asr.data import manifest
 from asr.devices import pick_device
 from asr.evaluation_run import evaluate_manifest
 from asr.tokenizer import build_tokenizer
+from asr.training.fine_tuning import shared_tokenizer
 from asr.training.run import train_recognizer
 from asr.training.tracking import make_tracker
 
@@ -20,11 +21,15 @@ def run(recipe: TrainRecipe) -> None:
     splits = recipe.data.prepare()
     train = [utterance for path in splits.train for utterance in manifest.read(path)]
     valid = [utterance for path in splits.valid for utterance in manifest.read(path)]
+    if recipe.init_from:
+        tokenizer = shared_tokenizer(recipe.init_from, recipe.tokenizer)
+    else:
+        tokenizer = build_tokenizer(recipe.tokenizer, (utterance.text for utterance in train))
     model = train_recognizer(
         recipe,
         train=train,
         valid=valid,
-        tokenizer=build_tokenizer(recipe.tokenizer, (utterance.text for utterance in train)),
+        tokenizer=tokenizer,
         folder=folder,
         device=device,
         tracker=make_tracker(recipe.tracking, folder),

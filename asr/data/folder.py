@@ -1,4 +1,4 @@
-"""Any folder as a corpus: trees with LibriSpeech-style transcripts, or CSV and TSV tables of paths and texts."""
+"""Any folder as a corpus: trees with LibriSpeech-style transcripts, CSV and TSV tables of paths and texts, manifests."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from asr.data import manifest
 from asr.data.corpora import Collected, CorpusConfig, Problem
 from asr.data.trees import Entry, collect_tree, measure, speaker_in_path
 
 # A table's suffix decides what separates its columns.
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MANIFEST = ".jsonl"
 CLIPS = "clips"
 
 
@@ -21,6 +23,7 @@ class FolderConfig(CorpusConfig):
     A set that is a folder is read as a tree (`asr.data.trees`: `*.trans.txt` at any depth, audio beside them). A set
     that is a .csv or .tsv file is read as a table with a header; its audio is looked up beside the table and in
     `clips/` there, and audio that no row names belongs to some other table. The columns' defaults are Common Voice's.
+    A .jsonl file is a manifest that another corpus made; several corpora are joined that way.
     A set's manifest is named after its path, with dashes for slashes: `an4-train.jsonl`, `en-train.jsonl`.
 
     Attributes:
@@ -34,15 +37,15 @@ class FolderConfig(CorpusConfig):
     speaker_column: str = "client_id"
 
     def stem(self, name: str) -> str:
-        """Returns the set's path with dashes for slashes and without a table's suffix; the corpus's name for `.`."""
+        """Returns the set's path with dashes for slashes and without a file's suffix; the corpus's name for `.`."""
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"set {name!r} leaves data.root; name a path under it")
-        path = path.with_suffix("") if path.suffix in DELIMITERS else path
+        path = path.with_suffix("") if path.suffix in (*DELIMITERS, MANIFEST) else path
         return "-".join(path.parts) or self.name
 
     def collect(self, name: str, *, progress: bool) -> Collected:
-        """Reads one tree or table.
+        """Reads one tree, table or manifest.
 
         Raises:
             FileNotFoundError: if it is not there.
@@ -55,8 +58,13 @@ class FolderConfig(CorpusConfig):
             raise FileNotFoundError(
                 f"{path}: no such folder or table; set data.root (now {self.root}) to the folder that holds {name}"
             )
+        if path.suffix == MANIFEST:
+            utterances = manifest.read(path)
+            return Collected(utterances=utterances, num_transcripts=len(utterances))
         if path.suffix not in DELIMITERS:
-            raise ValueError(f"{path}: neither a folder nor a table; a table ends in {' or '.join(DELIMITERS)}")
+            raise ValueError(
+                f"{path}: neither a folder, a table ({' or '.join(DELIMITERS)}) nor a manifest ({MANIFEST})"
+            )
         return self._collect_table(path, name=name, progress=progress)
 
     def _collect_table(self, path: Path, *, name: str, progress: bool) -> Collected:

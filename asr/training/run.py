@@ -17,6 +17,7 @@ from asr.nn.conformer import EncoderConfig
 from asr.nn.decoder import DecoderConfig
 from asr.nn.model import Recognizer
 from asr.tokenizer import Tokenizer
+from asr.training.fine_tuning import refuse_other_shape
 from asr.training.optim import OptimConfig
 from asr.training.task import RecognitionTask, UtteranceBatches, WordErrorValidation, refuse_other_run
 from asr.training.tracking import Tracker
@@ -27,9 +28,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class TrainingConfig:
-    """All that decides what a recogniser learns, beside its utterances and its tokenizer."""
+    """All that decides what a recogniser learns, beside its utterances and its tokenizer.
+
+    Attributes:
+        seed: Draws weights, batches and augmentation.
+        init_from: A model folder or run folder whose weights training starts from, in place of random ones; features
+            and sizes must be those of that model, and its tokenizer is taken.
+    """
 
     seed: int = 1
+    init_from: Path | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -95,7 +103,12 @@ def train_recognizer(
     torch.manual_seed(config.seed)
     shape = checkpoint.ModelConfig(features=config.features, encoder=config.encoder, decoder=config.decoder)
     refuse_other_run(folder, shape, tokenizer)
-    model = checkpoint.build_model(shape, tokenizer).to(device)
+    model = checkpoint.build_model(shape, tokenizer)
+    if config.init_from:
+        refuse_other_shape(config.init_from, shape)
+        checkpoint.fill_weights(model, checkpoint.find_model(config.init_from))
+        logger.info("starting from the weights of %s", config.init_from)
+    model = model.to(device)
     rate = config.features.sample_rate
     train = usable_utterances(
         train,

@@ -223,7 +223,7 @@ def test_a_table_that_cannot_be_read(tmp_path, rows, message):
 def test_a_table_of_another_kind_or_encoding(tmp_path):
     (tmp_path / "t.xlsx").write_bytes(b"PK")
     (tmp_path / "t.csv").write_bytes(b"path,sentence,client_id\na.wav,caf\xe9,s\n")
-    with pytest.raises(ValueError, match=r"t.xlsx: neither a folder nor a table; a table ends in .csv or .tsv"):
+    with pytest.raises(ValueError, match=r"t.xlsx: neither a folder, a table \(.csv or .tsv\) nor a manifest"):
         folder(tmp_path, test=["t.xlsx"]).prepare(progress=False)
     with pytest.raises(ValueError, match=r"t.csv: not UTF-8 text"):
         folder(tmp_path, test=["t.csv"]).prepare(progress=False)
@@ -243,3 +243,14 @@ def test_an4(tmp_path):
     assert len(valid) >= 100
     assert sorted(each.id for each in valid + kept) == sorted(each.id for each in train)
     assert {each.speaker for each in valid}.isdisjoint({each.speaker for each in kept})
+
+
+def test_manifests_join_corpora(tmp_path):
+    write_tree(tmp_path / "one", texts(1))
+    write_tree(tmp_path / "other", texts(2))
+    folder(tmp_path, train=["one"], manifests=tmp_path / "a").prepare(progress=False)
+    folder(tmp_path, train=["other"], manifests=tmp_path / "b").prepare(progress=False)
+    splits = folder(tmp_path, train=["a/one.jsonl", "b/other.jsonl"]).prepare(progress=False)
+    assert [path.name for path in splits.train] == ["a-one.jsonl", "b-other.jsonl"]
+    utterances = [each for path in splits.train for each in manifest.read(path)]
+    assert [(each.id, each.audio.is_file()) for each in utterances] == [("1-0-0000", True), ("2-0-0000", True)]

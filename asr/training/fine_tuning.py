@@ -1,0 +1,47 @@
+"""Starting from a trained recogniser: fine-tuning on other speech, or going on with more of it."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from asr.checkpoint import ModelConfig, find_model, load_tokenizer_and_config
+from asr.tokenizer import Tokenizer, TokenizerConfig
+
+# What may differ: it shapes no weight.
+_FREE = ("encoder.dropout", "encoder.attention_dropout", "encoder.intermediate_layers", "decoder.dropout")
+
+
+def shared_tokenizer(start: Path, asked: TokenizerConfig) -> Tokenizer:
+    """The tokenizer of the model that training starts from: the weights of its outputs belong to those tokens.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If its tokenizer is not of the kind and size that is asked for.
+    """
+    tokenizer, _ = load_tokenizer_and_config(find_model(start))
+    kind = tokenizer.to_dict()["kind"]
+    size = tokenizer.vocab_size if kind == "bpe" else 0
+    if (kind, size) != (asked.kind, asked.vocab_size):
+        raise ValueError(
+            f"init_from: {start} has a {kind} tokenizer of {tokenizer.vocab_size} tokens, "
+            f"not tokenizer.kind={asked.kind} tokenizer.vocab_size={asked.vocab_size}; "
+            f"set tokenizer.kind={kind} tokenizer.vocab_size={size}"
+        )
+    return tokenizer
+
+
+def refuse_other_shape(start: Path, shape: ModelConfig) -> None:
+    """Checks that weights fit: features and sizes must be those of the model that training starts from.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If settings differ; the message has all the overrides that mend it.
+    """
+    _, found = load_tokenizer_and_config(find_model(start))
+    has, asked = _flat(found), _flat(shape)
+    mending = [f"{key}={value}" for key, value in has.items() if key not in _FREE and asked[key] != value]
+    if mending:
+        raise ValueError(f"init_from: {start} has other sizes; to start from it, set {' '.join(mending)}")
+
+
+def _flat(shape: ModelConfig) -> dict[str, object]:
+    return {f"{part}.{key}": value for part, settings in asdict(shape).items() for key, value in settings.items()}
