@@ -1,4 +1,4 @@
-"""Any folder as a corpus: trees with LibriSpeech-style transcripts, CSV and TSV tables of paths and texts, manifests."""
+"""Any folder as a corpus: LibriSpeech-style trees, CSV and TSV tables of paths and texts, manifests."""
 
 import csv
 from collections.abc import Iterator, Mapping
