@@ -1,7 +1,7 @@
 """Attention: multi-head scaled dot-product attention, with and without relative positions.
 
-Every form ends in `torch.nn.functional.scaled_dot_product_attention`, so that the fused kernels of a device serve all
-of them. `weights` recomputes the attention weights of a call for plots and analysis; the usual path never holds them.
+Every form ends in `attend`, so that the fastest kernels of a device serve all of them. `weights` recomputes the
+attention weights of a call for plots and analysis.
 """
 
 # B sequences, T queries, S keys, D width, H heads, E width of a head (D / H), P width of the position code
@@ -13,6 +13,8 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from asr.nn.dropout import byte_dropout
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ class MultiHeadAttention(nn.Module):
             cache = self.project_memory(memory)
         dropout = self.dropout if self.training else 0.0
         heads = self._split(self.query(query))  # (B, H, T, E)
-        context = F.scaled_dot_product_attention(heads, cache.keys, cache.values, attn_mask=mask, dropout_p=dropout)
+        context = attend(heads, cache.keys, cache.values, mask=mask, dropout=dropout)
         return self.output(self._merge(context))
 
     def project_memory(self, memory: Tensor) -> KeyValueCache:
@@ -138,8 +140,7 @@ class RelativeAttention(nn.Module):
         """
         queries, keys, values = self._queries_keys_values(x)
         dropout = self.dropout if self.training else 0.0
-        scale = 1 / math.sqrt(self.head_width)
-        context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+        context = attend(queries, keys, values, mask=mask, dropout=dropout)
         return self.output(context.transpose(1, 2).flatten(2))  # (B, T, D)
 
     @torch.no_grad()
@@ -157,6 +158,36 @@ class RelativeAttention(nn.Module):
         code = torch.cat([cosines, sines], dim=-1).to(key.dtype).expand(*key.shape[:3], -1)  # (B, H, T, P)
         queries = torch.cat([query + self.content_bias, turned.to(query.dtype)], dim=-1)  # (B, H, T, E + P)
         return queries.to(key.dtype), torch.cat([key, code], dim=-1), value
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention, softmax(q kᵀ / √E) v, by the fastest kernel of the device.
+
+    Args:
+        queries: (B, H, T, E'); E' is the width E of the values or more.
+        keys: (B, H, S, E').
+        values: (B, H, S, E).
+        mask: Booleans that broadcast to (B, H, T, S); False hides a key.
+        dropout: Probability of dropping a weight, in [0, 1).
+
+    Returns:
+        (B, H, T, E); zeros for a query that sees no key.
+    """
+    scale = 1 / math.sqrt(values.shape[-1])
+    widened = queries.shape[-1] != values.shape[-1]
+    if queries.device.type != "cpu" or not (widened or queries.dtype == torch.bfloat16):
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+    # On processors, PyTorch has no fused kernel for keys wider than the values, and those for bfloat16 compute in
+    # float32; the plain products are two to five times as fast.
+    scores = (queries * scale) @ keys.transpose(-2, -1)  # (B, H, T, S)
+    if mask is not None:
+        sees = mask.any(dim=-1, keepdim=True)
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(sees & ~mask, -math.inf)
+    weights = scores.softmax(dim=-1)
+    if dropout:
+        weights = byte_dropout(weights, dropout)
+    context = weights @ values
+    return context if mask is None else context * sees.to(context.dtype)
 
 
 def position_code(length: int, width: int, *, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,12 @@
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.nn.attention import RelativeAttention
+from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
 from asr.nn.masks import valid_mask
 from asr.nn.subsampling import FACTORS, ConvSubsampling
@@ -108,9 +111,22 @@ class ConvModule(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """Maps (B, T', D) to (B, T', D); `valid` is (B, T', 1), False on padding."""
-        x = self.gate(self.expand(self.norm(x))) * valid
-        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        x = self.gate(self.expand(self.norm(x)))
+        x = self._convolve(x * valid.to(x.dtype))  # a product with booleans is slow on processors
         return self.dropout(self.project(self.activation(self.depthwise_norm(x))))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """The depthwise convolution over time, of frames that stay as they lie in memory, channel beside channel.
+
+        A convolution in one dimension would have every channel's frames side by side: two transposed copies, and a
+        kernel that is several times slower on processors. In two dimensions, one of them of size one, the frames are
+        already what PyTorch calls channels-last.
+        """
+        conv = self.depthwise
+        planes = x.transpose(1, 2).unsqueeze(-1)  # (B, D, T', 1)
+        weight = conv.weight.unsqueeze(-1)  # (D, 1, K, 1)
+        planes = F.conv2d(planes, weight, conv.bias, padding=(conv.kernel_size[0] // 2, 0), groups=conv.groups)
+        return planes.squeeze(-1).transpose(1, 2)  # (B, T', D)
 
 
 class ConformerBlock(nn.Module):
@@ -129,11 +145,11 @@ class ConformerBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """Maps (B, T', D) to (B, T', D); `valid` is (B, T', 1), False on padding."""
-        x = x + 0.5 * self.feedforward_in(x)
+        x = torch.add(x, self.feedforward_in(x), alpha=0.5)
         keys = valid[:, None, None, :, 0]  # (B, 1, 1, T')
         x = x + self.attention_dropout(self.attention(self.attention_norm(x), mask=keys))
         x = x + self.conv(x, valid)
-        x = x + 0.5 * self.feedforward_out(x)
+        x = torch.add(x, self.feedforward_out(x), alpha=0.5)
         return self.norm(x)
 
 
@@ -143,6 +159,9 @@ class ConformerEncoder(nn.Module):
     Args:
         config: Sizes.
         num_mels: Number of mel bins F of the features.
+
+    Attributes:
+        checkpoint_activations: Whether training keeps activations only from block to block.
     """
 
     def __init__(self, config: EncoderConfig, *, num_mels: int) -> None:
@@ -154,6 +173,7 @@ class ConformerEncoder(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_layers))
+        self.checkpoint_activations = False
 
     def layers(self) -> list[ConformerBlock]:
         """The blocks, first to last."""
@@ -170,7 +190,7 @@ class ConformerEncoder(nn.Module):
         valid = valid_mask(lengths, x.shape[1])[:, :, None]  # (B, T', 1)
         intermediate = []
         for number, block in enumerate(self.layers(), start=1):
-            x = block(x, valid)
+            x = runner(block, recompute=self.checkpoint_activations)(x, valid)
             if number in self.intermediate_layers:
                 intermediate.append(x)
         return EncoderOutput(frames=x * valid, lengths=lengths, intermediate=intermediate)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.nn.attention import KeyValueCache, MultiHeadAttention, position_code
+from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
 from asr.nn.masks import causal_mask, valid_mask
 
@@ -119,6 +120,9 @@ class TransformerDecoder(nn.Module):
         config: Sizes.
         width: Width D of the encoder.
         vocab_size: Number of tokens V, blank and end of sentence included.
+
+    Attributes:
+        checkpoint_activations: Whether training keeps activations only from block to block.
     """
 
     def __init__(self, config: DecoderConfig, *, width: int, vocab_size: int) -> None:
@@ -128,6 +132,7 @@ class TransformerDecoder(nn.Module):
         self.scale = width**0.5
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(width, config) for _ in range(config.num_layers))
+        self.checkpoint_activations = False
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, vocab_size)
 
@@ -151,7 +156,8 @@ class TransformerDecoder(nn.Module):
         causal = causal_mask(tokens.shape[1], tokens.device)
         x = self.dropout(self._embed(tokens, start=0))
         for block in self.layers():
-            x = block(x, frames, memory_mask=memory_mask, causal=causal)
+            run = runner(block, recompute=self.checkpoint_activations)
+            x = run(x, frames, memory_mask=memory_mask, causal=causal)
         return self.output(self.norm(x))
 
     def start(self, frames: Tensor, frame_lengths: Tensor, *, num_hypotheses: int = 1) -> DecoderState:

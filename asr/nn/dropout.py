@@ -29,11 +29,19 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return nn.functional.dropout(x, self.probability)
-        dropped = min(round(self.probability * 256), 255)
-        draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(_INT64_MIN, None)
-        kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-        return (x * kept) * (256 / (256 - dropped))  # not as one factor, which bfloat16 would round
+        return byte_dropout(x, self.probability)
 
     def extra_repr(self) -> str:
         """Shows the probability in the module's printout."""
         return f"{self.probability}"
+
+
+def byte_dropout(x: Tensor, probability: float) -> Tensor:
+    """Dropout of a tensor on a processor, one random byte an element; the probability is rounded to 1/256."""
+    dropped = min(round(probability * 256), 255)
+    if dropped == 0:
+        return x
+    draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(_INT64_MIN, None).view(torch.uint8)
+    # A byte below `dropped` becomes 0 and any other 1. Comparing would give booleans, which are slow to multiply by.
+    kept = draws[: x.numel()].view(x.shape).clamp_(dropped - 1, dropped).sub_(dropped - 1).to(x.dtype)
+    return (x * kept) * (256 / (256 - dropped))  # not as one factor, which bfloat16 would round

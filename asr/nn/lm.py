@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.nn.attention import KeyValueCache, MultiHeadAttention, position_code
+from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
 from asr.nn.masks import causal_mask
 
@@ -100,6 +101,9 @@ class LanguageModel(nn.Module):
     Args:
         config: Sizes.
         vocab_size: Number of tokens V, blank and end of sentence included.
+
+    Attributes:
+        checkpoint_activations: Whether training keeps activations only from block to block.
     """
 
     def __init__(self, config: LanguageModelConfig, *, vocab_size: int) -> None:
@@ -109,12 +113,17 @@ class LanguageModel(nn.Module):
         self.scale = config.width**0.5
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(LanguageModelBlock(config) for _ in range(config.num_layers))
+        self.checkpoint_activations = False
         self.norm = nn.LayerNorm(config.width)
         self.output_bias = nn.Parameter(torch.zeros(vocab_size))
 
     def layers(self) -> list[LanguageModelBlock]:
         """The blocks, first to last."""
         return cast(list[LanguageModelBlock], list(self.blocks))
+
+    def blocks_to_compile(self) -> list[nn.Module]:
+        """The repeated parts, where compiling pays."""
+        return list(self.blocks)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of every next token.
@@ -129,7 +138,7 @@ class LanguageModel(nn.Module):
         causal = causal_mask(tokens.shape[1], tokens.device)
         x = self.dropout(self._embed(tokens, start=0))
         for block in self.layers():
-            x = block(x, causal=causal)
+            x = runner(block, recompute=self.checkpoint_activations)(x, causal=causal)
         return self._output(x)
 
     def step(self, tokens: Tensor, state: LanguageModelState) -> tuple[Tensor, LanguageModelState]:

@@ -47,6 +47,10 @@ class Recognizer(nn.Module):
         frames = self.features.frame_lengths(torch.tensor([num_samples]))
         return int(self.encoder.output_lengths(frames))
 
+    def blocks_to_compile(self) -> list[nn.Module]:
+        """The repeated parts, where compiling pays: the blocks of encoder and decoder."""
+        return [*self.encoder.layers(), *([] if self.decoder is None else self.decoder.layers())]
+
     def num_parameters(self) -> int:
         """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -7,8 +7,9 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from asr.nn.attention import KeyValueCache, MultiHeadAttention, RelativeAttention, position_code
+from asr.nn.attention import KeyValueCache, MultiHeadAttention, RelativeAttention, attend, position_code
 from asr.nn.masks import causal_mask, halved, valid_mask
 
 WIDTH, HEADS = 12, 2
@@ -211,3 +212,55 @@ def test_masks_and_halved_lengths() -> None:
     assert valid_mask(torch.tensor([0, 2, 3]), 3).tolist() == [[False] * 3, [True, True, False], [True] * 3]
     assert causal_mask(3, torch.device("cpu")).tolist() == [[True, False, False], [True, True, False], [True] * 3]
     assert halved(torch.arange(1, 8)).tolist() == [1, 1, 2, 2, 3, 3, 4]
+
+
+# The kernels
+
+
+HIDDEN: dict[str, Tensor | None] = {
+    "nothing": None,
+    "keys": valid_mask(torch.tensor([3, 9]), 9)[:, None, None],
+    "keys ahead": causal_mask(9, torch.device("cpu")),
+    "all keys of a sequence": valid_mask(torch.tensor([0, 9]), 9)[:, None, None],
+    "all keys of a query": causal_mask(9, torch.device("cpu")).tril(-1),
+}
+
+
+def queries_keys_values(*, extra: int, dtype: torch.dtype) -> list[Tensor]:
+    """Heads of width 6 that require gradients; queries and keys are wider by `extra`."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(B, HEADS, 9, 6 + extra), (B, HEADS, 9, 6 + extra), (B, HEADS, 9, 6)]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [tensor.to(dtype).requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("extra", [0, 4])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)]
+)
+def test_attend_equals_pytorch_and_so_do_its_gradients(
+    hidden: str, extra: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    tensors, mask = queries_keys_values(extra=extra, dtype=dtype), HIDDEN[hidden]
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    expected = scaled_dot_product_attention(*exact, attn_mask=mask, scale=6**-0.5)
+    context = attend(*tensors, mask=mask, dropout=0.0)
+    assert context.dtype == dtype
+    slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    expected_gradients = torch.autograd.grad(expected, exact, slope)
+    gradients = torch.autograd.grad(context, tensors, slope.to(dtype))
+    for ours, plain in zip([context, *gradients], [expected, *expected_gradients], strict=True):
+        torch.testing.assert_close(ours.double(), plain, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("extra", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attend_drops_the_asked_share_of_the_weights(extra: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    # Equal keys: each of the 400 has the weight 1/400. The values tell them apart.
+    queries, keys = torch.ones(1, 1, 400, 400 + extra, dtype=dtype), torch.ones(1, 1, 400, 400 + extra, dtype=dtype)
+    weights = attend(queries, keys, torch.eye(400, dtype=dtype)[None, None], mask=None, dropout=0.25) * 400
+    assert float((weights == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
+    kept = weights[weights != 0].double()
+    torch.testing.assert_close(kept, torch.full_like(kept, 4 / 3), atol=0, rtol=1e-2)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asr.nn.dropout import Dropout
+from asr.nn.dropout import Dropout, byte_dropout
 
 MANY = 200_000
 
@@ -25,6 +25,22 @@ def test_kept_values_are_scaled_by_the_share_that_is_kept(probability: float) ->
     values = Dropout(probability)(torch.ones(MANY)).unique().tolist()
     in_use = min(round(probability * 256), 255) / 256
     assert values == pytest.approx([0, 1 / (1 - in_use)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("probability", [1 / 256, 0.1, 0.5, 0.9])
+def test_every_value_of_a_byte_is_kept_or_dropped_as_it_should(probability: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(MANY).to(dtype)
+    dropped = byte_dropout(x, probability)
+    kept = 1 - round(probability * 256) / 256
+    assert float((dropped == 0).double().mean()) == pytest.approx(1 - kept, abs=5e-3)
+    torch.testing.assert_close(dropped[dropped != 0], (x[dropped != 0].double() / kept).to(dtype))
+
+
+def test_a_probability_below_the_resolution_drops_nothing() -> None:
+    x = torch.randn(10)
+    assert byte_dropout(x, 0.0019) is x
 
 
 def test_all_places_are_dropped_alike() -> None:
