@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from schema import TrainLmRecipe, TrainRecipe, register
 
 from asr.errors import one_line
+from asr.training.distributed import leave, own_rank
 from asr.training.interfaces import Interrupted, TrainingError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -27,8 +28,11 @@ def launch(config_name: str, run: Callable[[Any], None]) -> None:
     """Composes conf/CONFIG_NAME.yaml with the command line, makes plain dataclasses of it, and runs the recipe.
 
     Faults of the user come out as one line on standard error with exit code 1; a signal gives 128 plus its number.
+    Of the processes that torchrun starts, the first one writes the log, and tells of a signal that all obeyed.
     """
     register()
+    if own_rank():
+        logging.disable()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print over several lines
 
     faults: list[Exception] = []
@@ -44,7 +48,10 @@ def launch(config_name: str, run: Callable[[Any], None]) -> None:
         main()
         if faults:
             raise faults[0]
+        leave()
     except Interrupted as stopped:
+        if own_rank():  # torchrun would end the first process, which still has to speak, as soon as another one failed
+            sys.exit(0)
         sys.exit(_fail(str(stopped), 128 + stopped.signal_number))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
@@ -90,6 +97,8 @@ _MAY_CHANGE = (
     "trainer.patience",
     "trainer.save_every",
     "trainer.log_every",
+    "trainer.compile",
+    "trainer.activation_checkpointing",
 )
 
 
@@ -105,9 +114,10 @@ def write_config(recipe: TrainRecipe | TrainLmRecipe, folder: Path) -> None:
         before, now = _flat(OmegaConf.to_container(OmegaConf.load(path))), _flat(plain)
         for key in now:
             allowed = any(key == each or key.startswith(f"{each}.") for each in _MAY_CHANGE)
-            if not allowed and before.get(key) != now[key]:
+            # A setting that is newer than the run has a default that does what was done without it.
+            if key in before and not allowed and before[key] != now[key]:
                 raise ValueError(
-                    f"{folder} holds a run with {key}={before.get(key)}, not {now[key]}; "
+                    f"{folder} holds a run with {key}={before[key]}, not {now[key]}; "
                     "give this run another name, or remove that folder"
                 )
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain)), encoding="utf-8")
@@ -127,7 +137,8 @@ def run_folder() -> Path:
 
 def _fail(message: str, code: int) -> int:
     logging.shutdown()
-    print(message, file=sys.stderr)
+    process = f"process {own_rank()}: " if own_rank() else ""
+    print(f"{process}{message}", file=sys.stderr)
     return code
 
 

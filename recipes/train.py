@@ -1,13 +1,16 @@
-"""Trains a recogniser and evaluates it: python recipes/train.py experiment=an4 data.root=/corpora"""
+"""Trains a recogniser and evaluates it: python recipes/train.py experiment=an4 data.root=/corpora
+
+On several GPUs: torchrun --nproc-per-node=4 recipes/train.py experiment=librispeech_960 data.root=/corpora
+"""
 
 from launching import launch, run_folder, write_config
 from schema import TrainRecipe
 
 from asr import checkpoint, report
 from asr.data import manifest
-from asr.devices import pick_device
 from asr.evaluation_run import evaluate_manifest
 from asr.tokenizer import build_tokenizer
+from asr.training.distributed import join
 from asr.training.fine_tuning import shared_tokenizer
 from asr.training.run import train_recognizer
 from asr.training.tracking import make_tracker
@@ -16,9 +19,11 @@ from asr.training.tracking import make_tracker
 def run(recipe: TrainRecipe) -> None:
     """Prepares the corpus, trains, and evaluates the chosen model on the test sets."""
     recipe.check_together()
-    folder, device = run_folder(), pick_device(recipe.device, num_threads=recipe.num_threads)
-    write_config(recipe, folder)
-    splits = recipe.data.prepare()
+    folder = run_folder()
+    team, device = join(recipe.device, num_threads=recipe.num_threads)
+    if team.leads:
+        write_config(recipe, folder)
+    splits = team.from_first(recipe.data.prepare)
     train = [utterance for path in splits.train for utterance in manifest.read(path)]
     valid = [utterance for path in splits.valid for utterance in manifest.read(path)]
     if recipe.init_from:
@@ -32,8 +37,11 @@ def run(recipe: TrainRecipe) -> None:
         tokenizer=tokenizer,
         folder=folder,
         device=device,
-        tracker=make_tracker(recipe.tracking, folder),
+        tracker=make_tracker(recipe.tracking if team.leads else "none", folder),
+        team=team,
     )
+    if not team.leads:
+        return
     loaded = checkpoint.load(model, device=device)
     scores = {}
     for path in splits.test:

@@ -1,7 +1,12 @@
-"""Which utterances form which batch: by total duration, from buckets of like lengths, the same for the same seed."""
+"""Which utterances form which batch: by total duration, from buckets of like lengths, the same for the same seed.
+
+Where several processes train together, each has a shard: as many batches as the others, and at the same position a
+batch of like lengths, so that none waits long for another.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,11 +24,39 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """One batch: its epoch, its position in that epoch, and its utterances."""
+    """One batch: its epoch, its position in that epoch, its utterances, and the shard that it belongs to."""
 
     epoch: int
     position: int
     draws: list[Draw]
+    shard: int = 0
+
+
+Indices = TypeVar("Indices", list[int], np.ndarray)
+
+
+def own_shard(batches: list[Indices], *, shard: int, num_shards: int) -> list[Indices]:
+    """Deals batches out in turn; the largest ones are halved until there are as many for every shard.
+
+    Args:
+        batches: Indices of each, sorted by length, so that neighbours go to the same position of different shards.
+        shard: Which to return, from 0.
+        num_shards: Number of shards.
+
+    Raises:
+        ValueError: If there are too few indices for that.
+    """
+    batches = list(batches)
+    while len(batches) % num_shards:
+        largest = max(range(len(batches)), key=lambda place: len(batches[place]))
+        half = len(batches[largest]) // 2
+        if not half:
+            raise ValueError(
+                f"{len(batches)} batches of one row each cannot be dealt out evenly to {num_shards} processes; let "
+                "batches be larger, or take a number of processes that divides that of the batches"
+            )
+        batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
+    return batches[shard::num_shards]
 
 
 class BucketSampler:
@@ -39,6 +72,8 @@ class BucketSampler:
         speeds: Speeds to draw from, evenly; `[1.0]` changes nothing.
         seed: Any integer from 0.
         start: Epoch and position of the first batch.
+        shard: Which of the shards to yield, from 0.
+        num_shards: Number of shards.
 
     Raises:
         ValueError: If an utterance alone, at the slowest speed, is longer than a batch may be.
@@ -53,6 +88,8 @@ class BucketSampler:
         speeds: Sequence[float],
         seed: int,
         start: tuple[int, int] = (0, 0),
+        shard: int = 0,
+        num_shards: int = 1,
     ) -> None:
         if not durations_s:
             raise ValueError("there are no utterances to make batches of")
@@ -68,6 +105,7 @@ class BucketSampler:
         self.speeds = np.asarray(speeds, dtype=np.float64)
         self.seed = seed
         self.start = start
+        self.shard, self.num_shards = shard, num_shards
 
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, position = self.start
@@ -76,14 +114,18 @@ class BucketSampler:
             epoch, position = epoch + 1, 0
 
     def epoch(self, number: int) -> list[BatchPlan]:
-        """The batches of one epoch, in order; every utterance is in exactly one."""
+        """The shard's batches of one epoch, in order; every utterance is in exactly one batch of one shard.
+
+        Raises:
+            ValueError: If the utterances cannot be dealt out evenly.
+        """
         random = np.random.default_rng((self.seed, number))
         speeds = random.choice(self.speeds, size=len(self.durations_s))
         lengths = self.durations_s / speeds
         order = np.argsort(lengths * (1 + _JITTER * random.uniform(-1, 1, len(lengths))), kind="stable")
-        batches = self._cut(order, lengths)
+        batches = own_shard(self._cut(order, lengths), shard=self.shard, num_shards=self.num_shards)
         return [
-            BatchPlan(number, position, [Draw(int(i), float(speeds[i])) for i in batches[which]])
+            BatchPlan(number, position, [Draw(int(i), float(speeds[i])) for i in batches[which]], self.shard)
             for position, which in enumerate(random.permutation(len(batches)))
         ]
 
@@ -101,7 +143,7 @@ class BucketSampler:
         return BatchPlan(0, 0, [Draw(int(index), float(slowest[index])) for index in order])
 
     def padding_share(self, number: int) -> float:
-        """Share of the seconds of an epoch that is padding, in [0, 1)."""
+        """Share of the seconds of the shard's epoch that is padding, in [0, 1)."""
         used = padded = 0.0
         for plan in self.epoch(number):
             lengths = [self.durations_s[draw.index] / draw.speed for draw in plan.draws]

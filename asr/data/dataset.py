@@ -39,7 +39,8 @@ class LoaderConfig:
         max_duration_s: Utterances longer than this are unusable.
         unusable: What to do with utterances that are too short, too long, or have more tokens than CTC can put into
             their frames: `stop` with their names, or `leave_out` of training and say how many.
-        cache_gb: The decoded audio is held in memory if it takes at most this many gigabytes (16 bits a sample).
+        cache_gb: The decoded audio is held in memory if it takes at most this many gigabytes (16 bits a sample); where
+            several processes of a machine train together, in all of them.
         num_workers: Processes that read and augment ahead of training; 0 does it in the training process.
     """
 
@@ -152,7 +153,8 @@ class UtteranceDataset(Dataset[Batch]):
             token_lengths=torch.tensor([len(each) for each in tokens]),
             num_tokens=sum(len(each) for each in tokens),
             ids=[self.utterances[draw.index].id for draw in plan.draws],
-            seed=stable_seed(self.seed, "batch", plan.epoch, plan.position),
+            # The first shard draws what a single process draws, the others something else.
+            seed=stable_seed(self.seed, "batch", plan.epoch, plan.position, *([plan.shard] if plan.shard else [])),
         )
 
     def _waveform(self, index: int, factor: float, epoch: int) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asr.data.batching import own_shard
 from asr.data.sentences import Sentences
 
 # Lengths are jittered by this share before they are sorted, so that batches differ from epoch to epoch.
@@ -56,10 +57,15 @@ class SentenceBatches:
         sentences: At least one.
         max_batch_tokens: Most tokens of a batch, padding and ends of sentence included; no sentence has more.
         seed: Any integer from 0.
+        shard: Which of the shards to yield, from 0, where several processes train together.
+        num_shards: Number of shards.
     """
 
-    def __init__(self, sentences: Sentences, *, max_batch_tokens: int, seed: int) -> None:
+    def __init__(
+        self, sentences: Sentences, *, max_batch_tokens: int, seed: int, shard: int = 0, num_shards: int = 1
+    ) -> None:
         self.sentences, self.max_batch_tokens, self.seed = sentences, max_batch_tokens, seed
+        self.shard, self.num_shards = shard, num_shards
 
     def start(self, epoch: int, position: int) -> Iterator[tuple[SentencePlan, SentenceBatch]]:
         """Batches without end, from a place in an epoch on."""
@@ -69,11 +75,16 @@ class SentenceBatches:
             epoch, position = epoch + 1, 0
 
     def epoch(self, number: int) -> list[SentencePlan]:
-        """The batches of one epoch, in order; every sentence is in exactly one."""
+        """The shard's batches of one epoch, in order; every sentence is in exactly one batch of one shard.
+
+        Raises:
+            ValueError: If the sentences cannot be dealt out evenly.
+        """
         random = np.random.default_rng((self.seed, number))
         lengths = self.sentences.lengths + 1
         order = np.argsort(lengths * (1 + _JITTER * random.uniform(-1, 1, len(lengths))), kind="stable")
         batches = np.split(order, _starts(lengths[order].tolist(), self.max_batch_tokens)[1:])
+        batches = own_shard(batches, shard=self.shard, num_shards=self.num_shards)
         places = random.permutation(len(batches))
         return [SentencePlan(number, position, batches[place]) for position, place in enumerate(places)]
 
@@ -89,10 +100,10 @@ class SentenceBatches:
         return self._batch(SentencePlan(0, 0, order[: sizes[best]]))
 
     def padding_share(self, number: int) -> float:
-        """Share of the tokens of an epoch that is padding, in [0, 1)."""
+        """Share of the tokens of the shard's epoch that is padding, in [0, 1)."""
         lengths = self.sentences.lengths + 1
-        padded = sum(int(lengths[plan.indices].max()) * len(plan.indices) for plan in self.epoch(number))
-        return 1 - int(lengths.sum()) / padded
+        own = [lengths[plan.indices] for plan in self.epoch(number)]
+        return 1 - sum(int(each.sum()) for each in own) / sum(int(each.max()) * len(each) for each in own)
 
     def _batch(self, plan: SentencePlan) -> SentenceBatch:
         rows = [torch.from_numpy(self.sentences[index].astype(np.int64)) for index in plan.indices]

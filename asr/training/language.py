@@ -18,6 +18,7 @@ from asr.lm_checkpoint import build_language_model, load_tokenizer_and_lm_config
 from asr.losses import Loss, attention_loss, teacher_forcing
 from asr.nn.lm import LanguageModel, LanguageModelConfig
 from asr.tokenizer import Tokenizer
+from asr.training.distributed import Team
 from asr.training.interfaces import Validation
 from asr.training.optim import OptimConfig
 from asr.training.tracking import Tracker
@@ -123,6 +124,7 @@ def train_language_model(
     folder: Path,
     device: torch.device,
     tracker: Tracker,
+    team: Team | None = None,
 ) -> Path:
     """Trains a language model, or goes on with a run that was interrupted.
 
@@ -134,6 +136,7 @@ def train_language_model(
         folder: The run folder.
         device: Where to compute.
         tracker: Where curves go.
+        team: The processes that train together; by default this one alone.
 
     Returns:
         The folder of the chosen model.
@@ -144,10 +147,14 @@ def train_language_model(
         TrainingError: If training cannot go on.
     """
     refuse_other_model(folder, config.lm, tokenizer)
+    team = team or Team()
     torch.manual_seed(config.seed)
     model = build_language_model(config.lm, tokenizer).to(device)
+    team.draw_apart(config.seed)
     max_batch_tokens = config.loader.max_batch_tokens
-    batches = SentenceBatches(train, max_batch_tokens=max_batch_tokens, seed=config.seed)
+    batches = SentenceBatches(
+        train, max_batch_tokens=max_batch_tokens, seed=config.seed, shard=team.rank, num_shards=team.size
+    )
     _log_sizes(train, batches, tokenizer, model)
     trainer = Trainer(
         LanguageTask(model),
@@ -160,6 +167,7 @@ def train_language_model(
         folder=folder,
         device=device,
         sample_rate=None,
+        team=team,
     )
     return trainer.run()
 

@@ -102,16 +102,20 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self.num_updates = 0
         self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        # On the device, as only the device knows at once whether a step was good.
+        device = next(iter(self.weights.values())).device
+        self.num_updates = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Takes the model's present weights in."""
-        self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+    def update(self, model: nn.Module, *, good: Tensor | None = None) -> None:
+        """Takes the model's present weights in, if `good`, a boolean scalar on their device; by default it is true."""
+        taken = 1.0 if good is None else good.double()
+        self.num_updates += taken
+        decay = ((1 + self.num_updates) / (10 + self.num_updates)).clamp(max=self.decay)
         present = [parameter.detach() for parameter in model.parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), present, 1 - decay)
+        share = ((1 - decay) * taken).to(present[0].dtype)
+        torch._foreach_lerp_(list(self.weights.values()), present, [share] * len(present))
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from asr.nn.conformer import EncoderConfig
 from asr.nn.decoder import DecoderConfig
 from asr.nn.model import Recognizer
 from asr.tokenizer import Tokenizer
+from asr.training.distributed import Team
 from asr.training.fine_tuning import refuse_other_shape
 from asr.training.optim import OptimConfig
 from asr.training.task import RecognitionTask, UtteranceBatches, WordErrorValidation, refuse_other_run
@@ -79,6 +80,7 @@ def train_recognizer(
     folder: Path,
     device: torch.device,
     tracker: Tracker,
+    team: Team | None = None,
 ) -> Path:
     """Trains a recogniser, or goes on with a run that was interrupted.
 
@@ -90,6 +92,7 @@ def train_recognizer(
         folder: The run folder.
         device: Where to compute.
         tracker: Where curves go.
+        team: The processes that train together; by default this one alone.
 
     Returns:
         The folder of the chosen model.
@@ -100,6 +103,7 @@ def train_recognizer(
         TrainingError: If training cannot go on.
     """
     config.check_together()
+    team = team or Team()
     torch.manual_seed(config.seed)
     shape = checkpoint.ModelConfig(features=config.features, encoder=config.encoder, decoder=config.decoder)
     refuse_other_run(folder, shape, tokenizer)
@@ -109,6 +113,7 @@ def train_recognizer(
         checkpoint.fill_weights(model, checkpoint.find_model(config.init_from))
         logger.info("starting from the weights of %s", config.init_from)
     model = model.to(device)
+    team.draw_apart(config.seed)
     rate = config.features.sample_rate
     train = usable_utterances(
         train,
@@ -123,17 +128,27 @@ def train_recognizer(
         sample_rate=rate,
         augment=config.augment,
         seed=config.seed,
-        cache=preload(train, sample_rate=rate, max_gb=config.loader.cache_gb),
+        cache=preload(train, sample_rate=rate, max_gb=config.loader.cache_gb / team.local_size, progress=team.leads),
     )
     batches = UtteranceBatches(
-        dataset, config.loader, speeds=config.augment.speeds, seed=config.seed, pin_memory=device.type == "cuda"
+        dataset,
+        config.loader,
+        speeds=config.augment.speeds,
+        seed=config.seed,
+        pin_memory=device.type == "cuda",
+        team=team,
     )
     _log_sizes(train, batches, tokenizer, model)
     task = RecognitionTask(
         model, loss=config.loss, spec_augment=SpecAugment(config.augment.spec, frame_s=config.features.frame_s)
     )
     validation = WordErrorValidation(
-        task=task, tokenizer=tokenizer, utterances=valid, sample_rate=rate, max_batch_s=config.loader.max_batch_s
+        task=task,
+        tokenizer=tokenizer,
+        utterances=valid,
+        sample_rate=rate,
+        max_batch_s=config.loader.max_batch_s,
+        team=team,
     )
     trainer = Trainer(
         task,
@@ -146,6 +161,7 @@ def train_recognizer(
         folder=folder,
         device=device,
         sample_rate=rate,
+        team=team,
     )
     return trainer.run()
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from asr.checkpoint import TrainingState
+from asr.training.distributed import Team
 from asr.training.optim import MovingAverage, optimizer_tensors, restore_optimizer
 
 
@@ -43,15 +44,15 @@ def pack_state(
     optimizer: torch.optim.Optimizer,
     ema: MovingAverage | None,
     device: torch.device,
+    team: Team,
 ) -> TrainingState:
-    """Gathers all that decides how training goes on, random states included."""
+    """Gathers all that decides how training goes on, random states of all processes included."""
     tensors = optimizer_tensors(optimizer, model)
     if ema is not None:
         tensors |= {f"ema/{name}": tensor for name, tensor in ema.weights.items()}
-    tensors["random/cpu"] = torch.get_rng_state()
-    if device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
-    state = {**asdict(progress), "ema_updates": 0 if ema is None else ema.num_updates}
+    for rank, states in enumerate(team.gather(_random_states(device))):
+        tensors |= {_name(kind, rank): state for kind, state in states.items()}
+    state = {**asdict(progress), "ema_updates": 0 if ema is None else int(ema.num_updates), "processes": team.size}
     return TrainingState(tensors=tensors, state=state)
 
 
@@ -62,12 +63,20 @@ def unpack_state(
     optimizer: torch.optim.Optimizer,
     ema: MovingAverage | None,
     device: torch.device,
+    team: Team,
 ) -> Progress:
     """Puts back what `pack_state` gathered.
 
     Raises:
-        ValueError: If the checkpoint has no moving average, but this run keeps one.
+        ValueError: If the checkpoint has no moving average, but this run keeps one, or if it is of another number of
+            processes.
     """
+    processes = saved.state.get("processes", 1)  # the first checkpoints did not say, and were of one
+    if processes != team.size:
+        raise ValueError(
+            f"the checkpoint was made by {processes} processes, not {team.size}, which would change what a batch is; "
+            f"go on with torchrun and {processes} processes in all, or give this run another name"
+        )
     restore_optimizer(optimizer, model, saved.tensors)
     if ema is not None:
         # Not by the number of updates: it is 0 where every step so far was skipped.
@@ -75,10 +84,22 @@ def unpack_state(
             raise ValueError("the checkpoint has no moving average of the weights; go on with trainer.average=best")
         for name, tensor in ema.weights.items():
             tensor.copy_(saved.tensors[f"ema/{name}"])
-        ema.num_updates = saved.state["ema_updates"]
-    torch.set_rng_state(saved.tensors["random/cpu"])
-    if device.type == "cuda" and "random/cuda" in saved.tensors:
-        torch.cuda.set_rng_state(saved.tensors["random/cuda"], device)
+        ema.num_updates.fill_(saved.state["ema_updates"])
+    torch.set_rng_state(saved.tensors[_name("cpu", team.rank)])
+    if device.type == "cuda" and _name("cuda", team.rank) in saved.tensors:
+        torch.cuda.set_rng_state(saved.tensors[_name("cuda", team.rank)], device)
     progress = Progress(**{each.name: saved.state[each.name] for each in fields(Progress)})
     progress.best = [(metric, name) for metric, name in progress.best]
     return progress
+
+
+def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _name(kind: str, rank: int) -> str:
+    """The first process has the names that a single one has."""
+    return f"random/{kind}" if rank == 0 else f"random/{kind}/{rank}"

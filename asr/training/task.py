@@ -3,7 +3,7 @@
 # B utterances, S samples, T frames, F mel bins, U tokens
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from asr.nn.inspection import attention_maps
 from asr.nn.model import Recognizer
 from asr.recognition import recognize_utterances
 from asr.tokenizer import EOS_ID, Tokenizer
+from asr.training.distributed import Team
 from asr.training.interfaces import Validation
 from asr.training.tracking import picture
 
@@ -77,12 +78,21 @@ class UtteranceBatches:
         speeds: Speeds to draw from.
         seed: Decides their order.
         pin_memory: Whether to put them into page-locked memory, for a GPU.
+        team: The processes that train together; each has a shard of every epoch.
     """
 
     def __init__(
-        self, dataset: UtteranceDataset, config: LoaderConfig, *, speeds: Sequence[float], seed: int, pin_memory: bool
+        self,
+        dataset: UtteranceDataset,
+        config: LoaderConfig,
+        *,
+        speeds: Sequence[float],
+        seed: int,
+        pin_memory: bool,
+        team: Team | None = None,
     ) -> None:
         self.dataset, self.config, self.speeds, self.seed, self.pin_memory = dataset, config, speeds, seed, pin_memory
+        self.team = team or Team()
 
     def sampler(self, epoch: int = 0, position: int = 0) -> BucketSampler:
         """The plans of all batches from there on."""
@@ -93,6 +103,8 @@ class UtteranceBatches:
             speeds=self.speeds,
             seed=self.seed,
             start=(epoch, position),
+            shard=self.team.rank,
+            num_shards=self.team.size,
         )
 
     def start(self, epoch: int, position: int) -> Iterator[tuple[BatchPlan, Batch]]:
@@ -115,6 +127,7 @@ class WordErrorValidation:
         utterances: The validation set.
         sample_rate: Of the model, in Hz.
         max_batch_s: Most seconds of audio of a batch.
+        team: The processes that train together; each recognises a part of the set.
 
     Raises:
         ValueError: If the validation set is empty.
@@ -125,6 +138,7 @@ class WordErrorValidation:
     utterances: list[Utterance]
     sample_rate: int
     max_batch_s: float
+    team: Team = field(default_factory=Team)
 
     def __post_init__(self) -> None:
         if not self.utterances:
@@ -139,12 +153,13 @@ class WordErrorValidation:
         greedy = Search(self.task.model, DecodingConfig(mode="greedy"))
         found = recognize_utterances(
             self.task.model,
-            self.utterances,
+            self.utterances[self.team.rank :: self.team.size],
             {"greedy": greedy},
             sample_rate=self.sample_rate,
             max_batch_s=self.max_batch_s,
         )
-        texts = {utterance.id: self.tokenizer.decode(each["greedy"].best.tokens) for utterance, each in found}
+        own = {utterance.id: self.tokenizer.decode(each["greedy"].best.tokens) for utterance, each in found}
+        texts = {key: text for part in self.team.gather(own) for key, text in part.items()}
         references = {utterance.id: utterance.text for utterance in self.utterances}
         score = evaluate.score(references, texts, num_draws=1)
         rows = [f"| {references[key]} | {texts[key]} |" for key in list(references)[:_NUM_SAMPLES]]

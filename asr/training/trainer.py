@@ -4,17 +4,19 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from asr.checkpoint import TrainingState, average, load_training, load_weights
+from asr.checkpoint import average, load_training, load_weights
 from asr.losses import Loss
+from asr.training.acceleration import checkpoint_activations, compile_blocks
+from asr.training.distributed import Team, held_back
 from asr.training.interfaces import (
     Batches,
     Interrupted,
@@ -29,6 +31,8 @@ from asr.training.optim import MovingAverage, OptimConfig, build_optimizer, lear
 from asr.training.signals import StopSignals
 from asr.training.state import Progress, pack_state, unpack_state
 from asr.training.tracking import Tracker
+from asr.training.trial import try_largest_batch
+from asr.training.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,9 @@ class TrainerConfig:
         patience: Validations without a new best after which training stops early; 0 never does.
         precision: `bfloat16` computes matrix products in 16 bits (autocast), `float32` all in 32; `auto` takes
             bfloat16 where the device has instructions for it.
+        compile: Whether to compile the model's blocks, which takes minutes and then saves time; needs a C++ compiler.
+        activation_checkpointing: Whether to keep activations only from block to block and compute the rest anew in
+            the backward pass: about a third more time, a fraction of the memory.
         average: What becomes the model: `ema`, the exponential moving average of the weights at the best validation;
             `best`, the mean of the best checkpoints; `none`, the weights at the best validation.
         ema_decay: Share of the moving average that stays in every step, in [0, 1).
@@ -62,6 +69,8 @@ class TrainerConfig:
     save_every: int = 500
     patience: int = 0
     precision: str = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
     average: str = "ema"
     ema_decay: float = 0.999
     num_best: int = 5
@@ -82,17 +91,6 @@ class TrainerConfig:
             raise ValueError(f"trainer.ema_decay is {self.ema_decay}; it must be in [0, 1)")
 
 
-@dataclass(slots=True)
-class _Window:
-    """What is summed up from one line of the log to the next; tensors stay on the device until it is written."""
-
-    count: int = 0
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    size: float = 0.0  # seconds of audio, or tokens
-    grad_norm: Tensor | None = None
-    since: float = field(default_factory=time.monotonic)
-
-
 class Trainer:
     """Trains a model.
 
@@ -107,7 +105,11 @@ class Trainer:
         folder: The run folder; checkpoints go under `checkpoints/`, the result into `model/`.
         device: Where the model is.
         sample_rate: Of the batches' audio, in Hz, or None where batches hold tokens; for the log and for messages.
+        team: The processes that train together, each with batches of its own; the first one writes.
         progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If the model cannot be compiled, or cannot checkpoint its activations, and shall.
     """
 
     def __init__(
@@ -123,17 +125,25 @@ class Trainer:
         folder: Path,
         device: torch.device,
         sample_rate: int | None,
+        team: Team | None = None,
         progress: bool = True,
     ) -> None:
         self.task, self.model = task, task.model
         self.config, self.optim, self.batches = config, optim, batches
         self.validate, self.save, self.tracker, self.folder = validate, save, tracker, folder
-        self.device, self.sample_rate, self.show_progress = device, sample_rate, progress
+        self.device, self.sample_rate, self.team = device, sample_rate, team or Team()
+        self.show_progress = progress and self.team.leads
+        if config.activation_checkpointing:
+            checkpoint_activations(self.model)
+        if config.compile:
+            compile_blocks(self.model)
+        self.shared_task = self.team.share(cast(nn.Module, task))
         self.optimizer = build_optimizer(optim, self.model)
         self.ema = MovingAverage(self.model, decay=config.ema_decay) if config.average == "ema" else None
         self.use_bfloat16 = wants_bfloat16(config.precision, device)
         self.at = Progress()
         self.stop = StopSignals()
+        self.unsettled: list[tuple[int, Tensor, list[str]]] = []  # steps, whether they were good, their utterances
         self.bad_ids: list[str] = []  # utterances of the bad steps in a row
 
     def run(self) -> Path:
@@ -158,7 +168,7 @@ class Trainer:
     def _loop(self) -> None:
         started = time.monotonic() - self.at.elapsed_s
         stream = self.batches.start(self.at.epoch, self.at.position)
-        window = _Window()
+        window = Window()
         bar = tqdm(
             total=self.config.max_steps, initial=self.at.step, unit="step", disable=None if self.show_progress else True
         )
@@ -170,102 +180,120 @@ class Trainer:
                 last = self.at.step == self.config.max_steps
                 if self.at.step % self.config.log_every == 0 or last:
                     bar.set_postfix_str(self._log(window))
-                    window = _Window()
+                    window = Window()
                 paused = time.monotonic()
                 if self.at.step % self.config.valid_every == 0 or last:
                     self._validate()
                     self.at.finished = last or self._out_of_patience()
-                stopping = self.at.finished or self.stop.number is not None
-                if stopping or self.at.step % self.config.save_every == 0:
+                signal_number = self.team.max(self.stop.number or 0)  # whoever was told, all stop after the same step
+                if self.at.finished or signal_number or self.at.step % self.config.save_every == 0:
                     checkpoint = self._save_checkpoint()
                 window.since += time.monotonic() - paused  # the log tells the speed of training alone
-                if self.stop.number is not None and not self.at.finished:
-                    raise Interrupted(self.stop.number, checkpoint)
+                if signal_number and not self.at.finished:
+                    raise Interrupted(signal_number, checkpoint)
                 if self.at.finished:
                     break
 
-    def _step(self, stream: Iterator[tuple[Place, TrainingBatch]], window: _Window) -> None:
-        """One optimiser step over `accumulate` batches."""
+    def _step(self, stream: Iterator[tuple[Place, TrainingBatch]], window: Window) -> None:
+        """One optimiser step over `accumulate` batches of every process."""
         self.task.train()
         total, count = torch.zeros((), device=self.device), 0
+        parts: dict[str, Tensor] = {}
         ids: list[str] = []
-        for _ in range(self.config.accumulate):
+        for number in range(1, self.config.accumulate + 1):
+            asked = time.monotonic()
             place, batch = next(stream)
+            window.add_batch(batch, waited_s=time.monotonic() - asked)
             self.at.epoch, self.at.position = place.epoch, place.position + 1
             ids += batch.ids
-            window.size += int(batch.lengths.sum()) / (self.sample_rate or 1)
-            loss = self._backward(batch)
+            loss = self._backward(batch, hold=number < self.config.accumulate)
             total += loss.total.detach()
             count += loss.count
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
-                window.parts[name] = window.parts.get(name, 0) + value
-        self._update(total, count, ids, window)
+                parts[name] = parts[name] + value if name in parts else value
+        self.at.step += 1
+        norm, good = self._update(total, int(self.team.sum([count])[0]))
+        window.add_step(parts, count=count, grad_norm=norm, good=good)
+        self.unsettled.append((self.at.step, good, ids))
+        if self.device.type == "cpu":  # elsewhere that would wait for the device in every step
+            self._settle()
 
-    def _backward(self, batch: TrainingBatch) -> Loss:
-        """Adds the gradient of a batch's sum to what is there."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-            loss = self.task(batch.to(self.device))
-        loss.total.backward()
+    def _backward(self, batch: TrainingBatch, *, hold: bool = False) -> Loss:
+        """Adds the gradient of a batch's sum to what is there, and sums it over all processes unless told to hold."""
+        with held_back(self.shared_task, hold):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+                loss: Loss = self.shared_task(batch.to(self.device))
+            loss.total.backward()
         return loss
 
-    def _update(self, total: Tensor, count: int, ids: list[str], window: _Window) -> None:
-        """Divides the gradient by the count, clips it, and steps, unless it is not finite."""
-        self.at.step += 1
+    def _update(self, total: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Divides the gradient by the count, clips it, and steps, unless it is not finite.
+
+        What is not finite is left out on the device itself, so the processor goes on without waiting for it.
+
+        Returns:
+            The gradient's norm, and whether norm and total were finite; the same in all processes.
+        """
         parameters = list(self.model.parameters())
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, count)
         norm = nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(norm) & torch.isfinite(total)):
-            self._skip(ids, window)
-        else:
-            if self.optim.max_grad_norm:
-                nn.utils.clip_grads_with_norm_(parameters, self.optim.max_grad_norm, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.optim, self.at.step, max_steps=self.config.max_steps)
-            self.optimizer.step()
-            if self.ema is not None:
-                self.ema.update(self.model)
-            self.at.bad_steps_in_row = 0
-            self.bad_ids = []
-            window.count += count
-            window.grad_norm = norm
+        good = torch.isfinite(norm) & torch.isfinite(self.team.sum_on_device(total))
+        if self.optim.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.optim.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optim, self.at.step, max_steps=self.config.max_steps)
+        # What torch.amp.GradScaler tells a fused optimiser: where it is 1, nothing is changed.
+        self.optimizer.found_inf = good.logical_not().float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, good=good)
         self.optimizer.zero_grad()
+        return norm, good
 
-    def _skip(self, ids: list[str], window: _Window) -> None:
-        """Leaves out a step without a finite loss; its sums must not enter the averages of the log."""
-        window.parts.clear()
-        window.count = 0
+    def _settle(self) -> None:
+        """Counts and reports the steps that were left out since the last call; here the device is waited for."""
+        unsettled, self.unsettled = self.unsettled, []
+        flags = torch.stack([good for _, good, _ in unsettled]).tolist() if unsettled else []
+        for (step, _, ids), good in zip(unsettled, flags, strict=True):
+            if good:
+                self.at.bad_steps_in_row, self.bad_ids = 0, []
+            else:
+                self._count_bad_step(step, ids)
+
+    def _count_bad_step(self, step: int, ids: list[str]) -> None:
         self.at.bad_steps += 1
         self.at.bad_steps_in_row += 1
         self.bad_ids += ids
-        logger.warning("step %d skipped: loss or gradient is not finite (%d so far)", self.at.step, self.at.bad_steps)
+        logger.warning("step %d skipped: loss or gradient is not finite (%d so far)", step, self.at.bad_steps)
         if self.at.bad_steps_in_row >= self.config.max_bad_steps:
+            named = ", ".join(each for own in self.team.gather(self.bad_ids) for each in own)
             raise TrainingError(
                 f"loss or gradient was not finite in {self.at.bad_steps_in_row} steps in a row, up to step "
-                f"{self.at.step}; lower optim.lr or look at these utterances: {', '.join(self.bad_ids)}"
+                f"{step}; lower optim.lr or look at these utterances: {named}"
             )
 
-    def _log(self, window: _Window) -> str:
-        """Writes the averages since the last line; this is where the device is waited for."""
-        if not window.count:
+    def _log(self, window: Window) -> str:
+        """Writes the averages since the last line."""
+        self._settle()
+        values = window.averages(self.team, sample_rate=self.sample_rate)
+        if "train/loss" not in values:
             return "no finite loss"
-        values = {f"train/{name}": float(value) / window.count for name, value in window.parts.items()}
-        seconds = time.monotonic() - window.since
         values["train/lr"] = learning_rate(self.optim, self.at.step, max_steps=self.config.max_steps)
-        values["train/grad_norm"] = float(window.grad_norm) if window.grad_norm is not None else 0.0
-        size_per_s = window.size / seconds
-        if self.sample_rate is None:
-            values["speed/tokens_per_s"], speed = size_per_s, f"{size_per_s:.0f} tokens/s"
-        else:
-            values["speed/audio_s_per_s"], speed = size_per_s, f"{size_per_s * 100:.0f} frames/s"
         values["train/epoch"] = self.at.epoch
         values["train/skipped_steps"] = self.at.bad_steps
+        if self.sample_rate is None:
+            speed = f"{values['speed/tokens_per_s']:.0f} tokens/s"
+        else:
+            speed = f"{values['speed/audio_s_per_s'] * 100:.0f} frames/s"
         memory = ""
         if self.device.type == "cuda":
             values["speed/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
             memory = f" gpu {values['speed/gpu_memory_gb']:.1f} GB"
         self.tracker.scalars(values, step=self.at.step)
-        line = f"epoch {self.at.epoch} loss {values['train/loss']:.3f} lr {values['train/lr']:.1e} {speed}{memory}"
+        shares = f"pad {values['data/padding']:.1%} wait {values['data/waiting']:.1%}"
+        line = f"epoch {self.at.epoch} loss {values['train/loss']:.3f} lr {values['train/lr']:.1e}"
+        line = f"{line} {speed}{memory} {shares}"
         logger.info("step %d/%d %s", self.at.step, self.config.max_steps, line)
         return line
 
@@ -276,6 +304,8 @@ class Trainer:
             self.ema.swap(self.model)
         try:
             found = self.validate()
+            # The choice of checkpoints must be the same everywhere, to the last digit.
+            found.metric = self.team.from_first(lambda: found.metric)
             self._keep_if_good(found)
         finally:
             if self.ema is not None:
@@ -295,7 +325,7 @@ class Trainer:
         name = f"best-{self.at.step:08d}"
         ranked = sorted([*self.at.best, (found.metric, name)], key=lambda entry: entry[0])
         self.at.best = ranked[:number]
-        if any(kept == name for _, kept in self.at.best):
+        if self.team.leads and any(kept == name for _, kept in self.at.best):
             self.save(self._checkpoints / name, self.model.state_dict(), training=self._summary(found), state=None)
         # What fell out of the best is removed only after the next full checkpoint: until then, resuming needs it.
 
@@ -307,17 +337,18 @@ class Trainer:
 
     def _finish(self) -> Path:
         """Writes the chosen weights as the result of the run."""
-        names = [name for _, name in self.at.best]
-        states = [load_weights(self._checkpoints / name) for name in names]
         folder = self.folder / "model"
-        training = {
-            "steps": self.at.step,
-            "seconds": round(self.at.elapsed_s, 1),
-            "skipped_steps": self.at.bad_steps,
-            "average": self.config.average,
-            "checkpoints": [{"name": name, "validation": metric} for metric, name in self.at.best],
-        }
-        self.save(folder, average(states), training=training, state=None)
+        if self.team.leads:
+            states = [load_weights(self._checkpoints / name) for _, name in self.at.best]
+            training = {
+                "steps": self.at.step,
+                "seconds": round(self.at.elapsed_s, 1),
+                "skipped_steps": self.at.bad_steps,
+                "average": self.config.average,
+                "checkpoints": [{"name": name, "validation": metric} for metric, name in self.at.best],
+            }
+            self.save(folder, average(states), training=training, state=None)
+        self.team.wait()
         return folder
 
     def _summary(self, found: Validation) -> dict[str, Any]:
@@ -330,17 +361,20 @@ class Trainer:
         return self.folder / "checkpoints"
 
     def _save_checkpoint(self) -> Path:
+        self._settle()
         folder = self._checkpoints / f"step-{self.at.step:08d}"
-        training = {"steps": self.at.step, "seconds": round(self.at.elapsed_s, 1)}
-        self.save(folder, self.model.state_dict(), training=training, state=self._pack())
-        kept = {folder.name, *(name for _, name in self.at.best)}
-        for old in self._checkpoints.iterdir():
-            if old.name not in kept and old.name.startswith(("step-", "best-")):
-                shutil.rmtree(old)
+        state = pack_state(
+            self.at, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device, team=self.team
+        )
+        if self.team.leads:
+            training = {"steps": self.at.step, "seconds": round(self.at.elapsed_s, 1)}
+            self.save(folder, self.model.state_dict(), training=training, state=state)
+            kept = {folder.name, *(name for _, name in self.at.best)}
+            for old in self._checkpoints.iterdir():
+                if old.name not in kept and old.name.startswith(("step-", "best-")):
+                    shutil.rmtree(old)
+        self.team.wait()  # a process that ended sooner would have torchrun end the one that writes
         return folder
-
-    def _pack(self) -> TrainingState:
-        return pack_state(self.at, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device)
 
     def _resume(self) -> None:
         """Goes on from the latest checkpoint, if there is one."""
@@ -349,7 +383,9 @@ class Trainer:
             return
         weights, saved = load_training(folders[-1])
         self.model.load_state_dict(weights)
-        self.at = unpack_state(saved, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device)
+        self.at = unpack_state(
+            saved, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device, team=self.team
+        )
         if self.at.step < self.config.max_steps and not self._out_of_patience():
             self.at.finished = False  # the number of steps was raised
         if not self.at.finished and self.at.step >= self.config.max_steps:
@@ -361,38 +397,22 @@ class Trainer:
 
     def _try_largest_batch(self) -> None:
         """Runs the largest batch forward and backward, so that want of memory shows at once; changes nothing."""
-        batch = self.batches.largest()
-        size, limits = self._describe(batch)
-        states = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        started = time.monotonic()
         self.task.train()
         try:
-            self._backward(batch)
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                f"not enough memory on {self.device} for the largest batch ({size}); lower loader.{limits[0]} and "
-                f"raise trainer.accumulate by as much, or lower loader.{limits[1]}"
-            ) from error
+            try_largest_batch(
+                self.batches.largest(),
+                compute=self._backward,
+                reserve=self._room_for_moments,
+                device=self.device,
+                sample_rate=self.sample_rate,
+            )
         finally:
             self.optimizer.zero_grad()
-            torch.set_rng_state(states[0])
-            if states[1] is not None:
-                torch.cuda.set_rng_state(states[1], self.device)
-        logger.info("the largest batch fits: %s, %.1f s a step", size, time.monotonic() - started)
 
-    def _describe(self, batch: TrainingBatch) -> tuple[str, tuple[str, str]]:
-        """How large a batch is, and the settings that limit batches and their rows."""
-        rows, padded = len(batch.lengths), len(batch.lengths) * int(batch.lengths.max())
-        if self.sample_rate is None:
-            return f"{rows} sentences, {padded} tokens with padding", ("max_batch_tokens", "max_sentence_tokens")
-        return f"{rows} utterances, {padded / self.sample_rate:.0f} s with padding", ("max_batch_s", "max_duration_s")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On processors PyTorch raises a plain RuntimeError, known only by its text.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    def _room_for_moments(self) -> list[Tensor]:
+        """Tensors as large as what AdamW has of every parameter from its first step on."""
+        missing = [each for each in self.model.parameters() if each.requires_grad and each not in self.optimizer.state]
+        return [torch.empty_like(parameter) for parameter in missing for _ in range(2)]
 
 
 def wants_bfloat16(precision: str, device: torch.device) -> bool:

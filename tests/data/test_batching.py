@@ -5,7 +5,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from asr.data.batching import BatchPlan, BucketSampler
+from asr.data.batching import BatchPlan, BucketSampler, own_shard
+from asr.data.sentence_batches import SentenceBatches
+from asr.data.sentences import Sentences
 
 SPEEDS = (0.9, 1.0, 1.1)
 
@@ -121,3 +123,60 @@ def test_an_utterance_that_no_batch_can_hold_is_an_error():
 def test_no_utterances_are_an_error():
     with pytest.raises(ValueError, match="there are no utterances to make batches of"):
         make_sampler([])
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("num_shards", [2, 3, 4, 8])
+@pytest.mark.parametrize("number", [0, 5])
+def test_shards_have_as_many_batches_and_together_every_utterance_once(num_shards, number):
+    samplers = [make_sampler(realistic(), shard=shard, num_shards=num_shards) for shard in range(num_shards)]
+    epochs = [sampler.epoch(number) for sampler in samplers]
+    assert len({len(plans) for plans in epochs}) == 1
+    assert sorted(draw.index for plans in epochs for plan in plans for draw in plan.draws) == list(range(2000))
+    assert [plan.position for plan in epochs[1]] == list(range(len(epochs[1])))
+    assert {plan.shard for plan in epochs[1]} == {1}
+
+
+def test_batches_of_one_position_are_of_similar_size():
+    samplers = [make_sampler(realistic(), shard=shard, num_shards=4) for shard in range(4)]
+    epochs = [sampler.epoch(0) for sampler in samplers]
+    ratios = []
+    for plans in zip(*epochs, strict=True):
+        sizes = [padded_s(sampler, plan) for sampler, plan in zip(samplers, plans, strict=True)]
+        ratios.append(max(sizes) / min(sizes))
+    assert np.median(ratios) < 1.1
+    assert sum(ratio > 1.9 for ratio in ratios) <= 2  # where batches were halved
+
+
+def test_a_shard_goes_on_exactly_from_any_place():
+    durations_s, settings = realistic(200), {"shard": 1, "num_shards": 3}
+    plans = list(islice(make_sampler(durations_s, **settings), 20))
+    for skipped in (1, 6, 7, 8, 13):
+        start = (plans[skipped].epoch, plans[skipped].position)
+        assert list(islice(make_sampler(durations_s, start=start, **settings), 20 - skipped)) == plans[skipped:]
+
+
+def test_the_largest_batches_are_halved_until_all_shards_have_as_many():
+    batches = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
+    assert own_shard(batches, shard=0, num_shards=2) == [[1, 2], [6, 7]]
+    assert own_shard(batches, shard=1, num_shards=2) == [[3, 4, 5], [8, 9, 10]]
+    assert own_shard(batches, shard=0, num_shards=1) == batches
+
+
+def test_batches_that_cannot_be_dealt_out_evenly_are_an_error():
+    message = r"3 batches of one row each cannot be dealt out evenly to 2 processes; let batches be larger, or take a"
+    with pytest.raises(ValueError, match=message):
+        own_shard([[0], [1], [2]], shard=0, num_shards=2)
+
+
+def test_sentences_are_dealt_out_too():
+    lengths = np.random.default_rng(0).integers(1, 40, 300)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    sentences = Sentences(np.zeros(offsets[-1], dtype=np.uint16), offsets, np.ones(300, dtype=np.int32))
+    shards = [SentenceBatches(sentences, max_batch_tokens=200, seed=1, shard=n, num_shards=3) for n in range(3)]
+    epochs = [shard.epoch(2) for shard in shards]
+    assert len({len(plans) for plans in epochs}) == 1
+    assert sorted(index for plans in epochs for plan in plans for index in plan.indices.tolist()) == list(range(300))
+    assert all(0 < shard.padding_share(2) < 0.2 for shard in shards)

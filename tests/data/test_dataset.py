@@ -116,6 +116,13 @@ def test_the_same_plan_gives_the_same_batch(utterances, noisy):
     )
 
 
+def test_the_first_shard_draws_what_one_process_draws_and_the_others_something_else(utterances):
+    dataset = make_dataset(utterances)
+    seeds = [dataset[BatchPlan(3, 2, [Draw(1, 1.0)], shard)].seed for shard in (0, 1, 2)]
+    assert seeds[0] == dataset[BatchPlan(3, 2, [Draw(1, 1.0)])].seed == stable_seed(1, "batch", 3, 2)
+    assert len(set(seeds)) == 3
+
+
 def test_what_is_drawn_for_an_utterance_follows_from_seed_epoch_and_utterance_alone(utterances, noisy):
     def augmented(plan: BatchPlan, seed: int = 1) -> Tensor:
         batch = make_dataset(utterances, augment=noisy, seed=seed)[plan]

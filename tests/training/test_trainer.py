@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from training_runs import (
     CPU,
+    PLAIN,
     FixedBatches,
     Notes,
     StubTask,
@@ -28,7 +29,6 @@ from training_runs import (
 )
 
 from asr import checkpoint
-from asr.augment import AugmentConfig, SpecAugmentConfig
 from asr.data.batching import BatchPlan, Draw
 from asr.data.manifest import Utterance
 from asr.tokenizer import CharTokenizer
@@ -36,8 +36,6 @@ from asr.training.interfaces import Interrupted, TrainingError, Validation
 from asr.training.optim import OptimConfig
 from asr.training.task import WordErrorValidation, refuse_other_run
 from asr.training.trainer import TrainerConfig, wants_bfloat16
-
-PLAIN = AugmentConfig(speeds=[1.0], spec=SpecAugmentConfig(num_time_masks=0, num_frequency_masks=0))
 
 
 def judged(*metrics: float) -> Callable[[], Validation]:

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from asr import checkpoint
-from asr.augment import AugmentConfig, SpecAugment
+from asr.augment import AugmentConfig, SpecAugment, SpecAugmentConfig
 from asr.data.batching import BatchPlan
 from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset
 from asr.data.manifest import Utterance
 from asr.losses import Loss, LossConfig
+from asr.training.distributed import Team
 from asr.training.interfaces import Batches, TrainingTask, Validation
 from asr.training.optim import OptimConfig
 from asr.training.task import RecognitionTask, UtteranceBatches
 from asr.training.trainer import Trainer, TrainerConfig
 
 CPU = torch.device("cpu")
+PLAIN = AugmentConfig(speeds=[1.0], spec=SpecAugmentConfig(num_time_masks=0, num_frequency_masks=0))
 save = partial(checkpoint.save, config=tiny.make_config(), tokenizer=tiny.make_tokenizer())
 
 
@@ -109,6 +111,7 @@ def make_trainer(
     optim: OptimConfig | None = None,
     tracker: Notes | None = None,
     device: torch.device = CPU,
+    team: Team | None = None,
     **changes: Any,
 ) -> Trainer:
     """A trainer of four steps in float32; by default it is judged by its weights, so equal weights rank alike."""
@@ -129,6 +132,7 @@ def make_trainer(
         folder=folder,
         device=device,
         sample_rate=tiny.SAMPLE_RATE,
+        team=team,
         progress=False,
     )
 
@@ -154,12 +158,14 @@ def make_task(augment: AugmentConfig, *, dropout: float, seed: int = 1) -> Hooke
     return HookedTask(model, loss=LossConfig(), spec_augment=spec_augment)
 
 
-def make_batches(utterances: list[Utterance], augment: AugmentConfig, *, max_batch_size: int = 2) -> UtteranceBatches:
+def make_batches(
+    utterances: list[Utterance], augment: AugmentConfig, *, max_batch_size: int = 2, team: Team | None = None
+) -> UtteranceBatches:
     dataset = UtteranceDataset(
         utterances, tokenizer=tiny.make_tokenizer(), sample_rate=tiny.SAMPLE_RATE, augment=augment, seed=1
     )
     loader = LoaderConfig(max_batch_size=max_batch_size)
-    return UtteranceBatches(dataset, loader, speeds=augment.speeds, seed=1, pin_memory=False)
+    return UtteranceBatches(dataset, loader, speeds=augment.speeds, seed=1, pin_memory=False, team=team)
 
 
 def copy_of(module: nn.Module) -> dict[str, Tensor]:

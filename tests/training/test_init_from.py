@@ -1,0 +1,125 @@
+"""Starting from a trained model: its weights and tokenizer are taken, and what does not fit is named with its cure."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from training_runs import CPU, Notes, assert_equal
+
+from asr import checkpoint
+from asr.augment import AugmentConfig, SpecAugmentConfig
+from asr.data.manifest import Utterance
+from asr.tokenizer import BpeTokenizer, TokenizerConfig
+from asr.training.fine_tuning import refuse_other_shape, shared_tokenizer
+from asr.training.optim import OptimConfig
+from asr.training.run import TrainingConfig, train_recognizer
+from asr.training.trainer import TrainerConfig
+
+
+def make_config(start: Path | None, **changes: Any) -> TrainingConfig:
+    """A run of the tiny recogniser that hardly moves its weights, so that they tell where it began."""
+    shape = tiny.make_config()
+    trainer = {"max_steps": 1, "valid_every": 1, "save_every": 1, "average": "none", "precision": "float32"}
+    return TrainingConfig(
+        init_from=start,
+        features=shape.features,
+        encoder=shape.encoder,
+        decoder=shape.decoder,
+        augment=AugmentConfig(speeds=[1.0], spec=SpecAugmentConfig(num_time_masks=1, time_mask_width=5)),
+        optim=OptimConfig(lr=1e-6, warmup_steps=0, schedule="constant", weight_decay=0.0),
+        trainer=TrainerConfig(**(trainer | changes)),
+    )
+
+
+def train(folder: Path, config: TrainingConfig, utterances: list[Utterance]) -> dict[str, torch.Tensor]:
+    """The weights that a run ends with."""
+    tokenizer = tiny.make_tokenizer()
+    split = {"train": utterances, "valid": utterances[:1]}
+    model = train_recognizer(config, **split, tokenizer=tokenizer, folder=folder, device=CPU, tracker=Notes())
+    return checkpoint.load_weights(model)
+
+
+def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_training_starts_from_the_weights_of_a_model_folder_or_of_a_run_folder(tmp_path, utterances):
+    start = tiny.save(tmp_path / "run" / "model", seed=5)
+    weights = checkpoint.load_weights(start)
+    for path in (start, tmp_path / "run"):
+        found = train(tmp_path / f"from-{path.name}", make_config(path), utterances)
+        assert 0 < distance(found, weights) < 1e-5
+    assert distance(train(tmp_path / "random", make_config(None), utterances), weights) > 0.1
+
+
+def test_a_run_that_goes_on_starts_from_its_own_checkpoint(tmp_path, utterances):
+    start = tiny.save(tmp_path / "model", seed=5)
+    whole = train(tmp_path / "whole", make_config(start, max_steps=3), utterances)
+    train(tmp_path / "parts", make_config(start, max_steps=1), utterances)
+    tiny.save(start, seed=6)  # what it began with is another model by now
+    assert_equal(train(tmp_path / "parts", make_config(start, max_steps=3), utterances), whole)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_dropout_and_intermediate_losses_may_differ(tmp_path, part):
+    shape = tiny.make_config()
+    other = replace(shape, **{part: replace(getattr(shape, part), dropout=0.3)})
+    other.encoder.intermediate_layers = [1]
+    refuse_other_shape(tiny.save(tmp_path / "model"), other)
+
+
+def test_other_sizes_are_refused_in_one_line_with_all_that_mends_them(tmp_path):
+    start, shape = tiny.save(tmp_path / "model"), tiny.make_config()
+    other = replace(shape, encoder=replace(shape.encoder, width=32, num_layers=3))
+    other.features.num_mels = 20
+    with pytest.raises(ValueError) as refused:
+        refuse_other_shape(start, other)
+    message = f"init_from: {start} has other sizes; to start from it, set "
+    assert str(refused.value) == message + "features.num_mels=16 encoder.num_layers=2 encoder.width=16"
+
+
+def test_the_tokenizer_is_that_of_the_model(tmp_path):
+    start = tiny.save(tmp_path / "model")
+    assert shared_tokenizer(start, TokenizerConfig()).tokens == tiny.make_tokenizer().tokens
+
+
+def test_another_kind_of_tokenizer_is_refused_with_the_one_to_ask_for(tmp_path):
+    start = tiny.save(tmp_path / "model")
+    message = (
+        rf"^init_from: {start} has a char tokenizer of 6 tokens, not tokenizer\.kind=bpe tokenizer\.vocab_size=9; "
+        r"set tokenizer\.kind=char tokenizer\.vocab_size=0$"
+    )
+    with pytest.raises(ValueError, match=message):
+        shared_tokenizer(start, TokenizerConfig(kind="bpe", vocab_size=9))
+
+
+def test_another_number_of_pieces_is_refused_with_the_number_to_ask_for(tmp_path):
+    tokenizer = BpeTokenizer.train(["a bad cab", "a dab", "bad dad"], vocab_size=9)
+    start, weights = tmp_path / "model", {"weight": torch.zeros(1)}
+    checkpoint.save(start, weights, config=tiny.make_config(), tokenizer=tokenizer, training={})
+    with pytest.raises(ValueError, match=r"a bpe tokenizer of 9 tokens, .* set tokenizer\.kind=bpe .*vocab_size=9$"):
+        shared_tokenizer(start, TokenizerConfig(kind="bpe", vocab_size=12))
+    assert shared_tokenizer(start, TokenizerConfig(kind="bpe", vocab_size=9)).tokens == tokenizer.tokens
+
+
+def test_a_text_with_a_character_that_the_model_lacks_is_named(tmp_path, utterances):
+    strange = [replace(utterances[0], text="x"), *utterances[1:]]
+    with pytest.raises(ValueError, match=r"utterance u0: the tokenizer has no token for 'x'"):
+        train(tmp_path / "run", make_config(tiny.save(tmp_path / "model")), strange)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_path_without_a_model_is_an_error_with_a_way_out(tmp_path, exists):
+    path = tmp_path / "nothing"
+    if exists:
+        path.mkdir()
+    message = rf"^{path}: (no such model|holds no model .*); give a"
+    for check in (
+        lambda: refuse_other_shape(path, tiny.make_config()),
+        lambda: shared_tokenizer(path, TokenizerConfig()),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            check()
