@@ -93,12 +93,14 @@ class _WideConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         planes, weight = ctx.saved_tensors
 
-        def gradients(grad: Tensor, planes: Tensor, *, of_planes: bool) -> tuple[Tensor, Tensor, Tensor]:
+        def gradients(layout: torch.memory_format, *, of_planes: bool) -> tuple[Tensor, Tensor, Tensor]:
+            # All three, the weights too: a single one with the channels last makes PyTorch choose that kernel.
+            tensors = [each.contiguous(memory_format=layout) for each in (grad, planes, weight)]
             return torch.ops.aten.convolution_backward(
-                *(grad, planes, weight, [len(weight)], [2, 2], [1, 1], [1, 1], False, [0, 0], 1),
+                *(*tensors, [len(weight)], [2, 2], [1, 1], [1, 1], False, [0, 0], 1),
                 [of_planes, not of_planes, not of_planes],
             )
 
-        grad_planes, _, _ = gradients(grad, planes, of_planes=True)
-        _, grad_weight, grad_bias = gradients(grad.contiguous(), planes.contiguous(), of_planes=False)
+        grad_planes, _, _ = gradients(torch.channels_last, of_planes=True)
+        _, grad_weight, grad_bias = gradients(torch.contiguous_format, of_planes=False)
         return grad_planes, grad_weight, grad_bias
