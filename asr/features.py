@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from asr.nn.masks import valid_mask
 
@@ -156,13 +158,24 @@ class LogMel(nn.Module):
         if not waveforms.is_floating_point():
             raise ValueError(f"waveforms are {waveforms.dtype}; expected floating point samples in [-1, 1]")
         with torch.autocast(waveforms.device.type, enabled=False):
-            sample_mask = valid_mask(lengths, waveforms.shape[1])  # (B, S)
-            # Zeros, not a product with the mask: garbage behind the length may be NaN.
-            samples = torch.where(sample_mask, waveforms.float(), 0.0)
-            features = self._log_mel(samples)  # (B, T, F)
+            compute = self._log_mel_of_each if waveforms.device.type == "cpu" else self._log_mel_of_all
+            features = compute(waveforms.float(), lengths)  # (B, T, F)
             num_frames = self.frame_lengths(lengths)
             mask = valid_mask(num_frames, features.shape[1]).unsqueeze(-1)  # (B, T, 1)
             return self._normalize(features, mask), num_frames
+
+    def _log_mel_of_all(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S) -> (B, T, F), as one batch, without knowing the lengths on the processor."""
+        # Zeros, not a product with the mask: garbage behind the length may be NaN.
+        samples = torch.where(valid_mask(lengths, waveforms.shape[1]), waveforms, 0.0)
+        return self._log_mel(samples)
+
+    def _log_mel_of_each(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """The same, one by one: on processors the buffers of a batch outgrow the caches, and padding costs work."""
+        each = [self._log_mel(row[None, :length])[0] for row, length in zip(waveforms, lengths.tolist(), strict=True)]
+        num_frames = 1 + waveforms.shape[1] // self.config.hop_samples
+        features = pad_sequence(each, batch_first=True)  # (B, longest, F)
+        return F.pad(features, (0, 0, 0, num_frames - features.shape[1]))
 
     def _log_mel(self, samples: Tensor) -> Tensor:
         """(B, S) -> (B, T, F), natural logarithm of the mel power."""
