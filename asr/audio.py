@@ -1,4 +1,4 @@
-"""Reading and writing audio: everything becomes one channel of float32 samples at the asked rate.
+"""Finding, reading, cutting and writing audio: everything becomes one channel of float32 samples at the asked rate.
 
 libsndfile (through `soundfile`) decodes FLAC, WAV, Ogg Vorbis, Ogg Opus and MP3 without any system package. Whatever
 is wrong with a file is an `AudioError` of one line: the file, what is wrong with it, and what to do.
@@ -7,7 +7,7 @@ is wrong with a file is an `AudioError` of one line: the file, what is wrong wit
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from asr.resampling import resample_blocks
 # S samples
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+STANDARD_INPUT = Path("-")
 
 _READ_S = 60.0
 # Lossy decoders carry state from packet to packet, and libsndfile misplaces a seek into the last page of an Ogg file:
@@ -33,10 +34,22 @@ _PREROLL_S = 10.0
 _LOSSY_SUBTYPES = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 # Manifests hold rounded times, so an end may lie this far behind the last sample.
 _END_TOLERANCE_S = 0.01
+# Audio is cut where it is quietest: means over 200 ms, looked at every 20 ms.
+_QUIET_WINDOW_S, _QUIET_STEP_S = 0.2, 0.02
+# What is left behind a cut is at least this long where the limits allow it: a word on its own is recognised badly.
+_SHORTEST_REST_S = 1.0
 
 
 class AudioError(ValueError):
     """Audio that cannot be used. The message is one line that names the file, the fault and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An audio file; `relative` is its path below the folder in which it was found, without its ending."""
+
+    path: Path
+    relative: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +72,62 @@ class AudioInfo:
         return self.num_samples / self.sample_rate
 
 
-def probe(path: Path) -> AudioInfo:
+@dataclass(slots=True, kw_only=True)
+class SegmentationConfig:
+    """How long audio is cut into segments that are recognised on their own.
+
+    Attributes:
+        max_segment_s: Audio up to this long stays in one piece.
+        min_segment_s: Longer audio is cut at its quietest place between this and `max_segment_s`, again and again.
+        max_batch_s: Most seconds of segments that are recognised together.
+    """
+
+    max_segment_s: float = 24.0
+    min_segment_s: float = 10.0
+    max_batch_s: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not self.max_batch_s > 0:
+            raise ValueError(f"max_batch_s is {self.max_batch_s:g}; it must be above 0")
+        if not 1 <= self.min_segment_s < self.max_segment_s:
+            raise ValueError(
+                f"min_segment_s {self.min_segment_s:g} and max_segment_s {self.max_segment_s:g}: the first must be "
+                "at least 1 and below the second"
+            )
+
+
+def find_sources(paths: Sequence[Path]) -> list[Source]:
+    """Lists the files that paths mean: files themselves, and all audio in folders, at any depth, sorted.
+
+    Args:
+        paths: files and folders; `-` is standard input.
+
+    Raises:
+        ValueError: a folder holds no audio.
+    """
+    sources: list[Source] = []
+    for path in paths:
+        if path == STANDARD_INPUT:
+            sources.append(Source(path, Path("stdin")))
+            continue
+        if not path.is_dir():
+            sources.append(Source(path, Path(path.stem)))
+            continue
+        found = (file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
+        files = sorted(file for file in found if not file.is_dir())
+        if not files:
+            raise ValueError(f"{path}: no audio in this folder; expected files of {' '.join(AUDIO_SUFFIXES)}")
+        sources += [Source(file, file.relative_to(path).with_suffix("")) for file in files]
+    return sources
+
+
+def probe(path: Path | BinaryIO) -> AudioInfo:
     """Rate, channels and length of a file, from its header.
 
     The length is exact for every format; an MP3's frames are counted, since its header may be missing or wrong.
+
+    Args:
+        path: a file or an open binary stream, as for `load`.
 
     Raises:
         AudioError: as `load`, except that samples are not looked at.
@@ -100,7 +165,9 @@ def load(path: Path | BinaryIO, *, sample_rate: int, start_s: float = 0.0, end_s
         return resample(waveform, from_rate=audio.samplerate, to_rate=sample_rate)
 
 
-def stream(path: Path | BinaryIO, *, sample_rate: int, block_s: float = 30.0) -> Iterator[Tensor]:
+def stream(
+    path: Path | BinaryIO, *, sample_rate: int, block_s: float = 30.0, name: str = ""
+) -> Generator[Tensor, None, None]:
     """Read audio of any length in blocks and in bounded memory; concatenated they are what `load` returns, to 1e-6.
 
     Args:
@@ -108,6 +175,7 @@ def stream(path: Path | BinaryIO, *, sample_rate: int, block_s: float = 30.0) ->
         sample_rate: Hz of the result.
         block_s: length of a block in seconds, at least 0.1. All blocks but the last have the same length, which
             resampling may round by a fraction of a second.
+        name: what messages call the audio; by default the path, or what the stream calls itself.
 
     Yields:
         (S,) float32, never empty.
@@ -118,7 +186,7 @@ def stream(path: Path | BinaryIO, *, sample_rate: int, block_s: float = 30.0) ->
     """
     if not block_s >= 0.1:
         raise ValueError(f"block_s is {block_s}, but a block must be at least 0.1 s long")
-    with _open(path) as (audio, name):
+    with _open(path, name) as (audio, name):
         # Whole steps of the resampling filter, so that it finds the same phases in every block.
         unit = audio.samplerate // math.gcd(audio.samplerate, sample_rate)
         block_size = max(1, round(block_s * audio.samplerate / unit)) * unit
@@ -129,6 +197,71 @@ def stream(path: Path | BinaryIO, *, sample_rate: int, block_s: float = 30.0) ->
             yield block
         if is_empty:
             raise AudioError(f"{name}: holds no samples; record it again")
+
+
+def segment_stream(blocks: Iterable[Tensor], *, sample_rate: int, config: SegmentationConfig) -> Iterator[Tensor]:
+    """Cuts a stream of audio into segments that follow each other without gap or overlap.
+
+    Args:
+        blocks: Consecutive pieces of one waveform, (S,) each, of any length.
+        sample_rate: In Hz.
+        config: How long segments may be.
+
+    Yields:
+        Waveforms (S,), at most `max_segment_s` long.
+    """
+    longest, shortest = int(config.max_segment_s * sample_rate), int(config.min_segment_s * sample_rate)
+    rest = min(int(_SHORTEST_REST_S * sample_rate), (longest - shortest) // 8)
+    held = torch.zeros(0)
+    for block in blocks:
+        held = torch.cat([held, block])
+        while len(held) > longest:
+            cut = shortest + _quietest(held[shortest : longest - rest], sample_rate)
+            # Copies: a view would keep all of `held` in memory for as long as the segment waits.
+            yield held[:cut].clone()
+            held = held[cut:]
+    if len(held):
+        yield held
+
+
+def _quietest(waveform: Tensor, sample_rate: int) -> int:
+    """The middle of the quietest window of a waveform, in samples."""
+    window, step = min(int(_QUIET_WINDOW_S * sample_rate), len(waveform)), int(_QUIET_STEP_S * sample_rate)
+    energies = waveform.square().unfold(0, window, step).mean(dim=1)
+    return int(energies.argmin()) * step + window // 2
+
+
+def source_name(source: Path | BinaryIO) -> str:
+    """What messages call a source: the path as given, or what a stream calls itself."""
+    return str(source if isinstance(source, str | Path) else getattr(source, "name", "audio stream"))
+
+
+@contextmanager
+def seekable(source: Path | BinaryIO, *, name: str = "") -> Iterator[Path | BinaryIO]:
+    """What the decoders can read, who need to seek: a stream that cannot (a pipe) is copied to a temporary file.
+
+    Args:
+        source: a file or an open binary stream.
+        name: what messages call it; by default what the stream calls itself.
+
+    Yields:
+        The source itself wherever possible.
+
+    Raises:
+        AudioError: there is no room for the copy.
+    """
+    if isinstance(source, str | Path) or source.seekable():
+        yield source
+        return
+    # On disk, not in memory: the audio may be long.
+    with tempfile.TemporaryFile() as spool:
+        try:
+            shutil.copyfileobj(source, spool)
+        except OSError as error:
+            name = name or source_name(source)
+            raise AudioError(f"{name}: cannot be copied to a temporary file ({_reason(error)})") from error
+        spool.seek(0)
+        yield spool
 
 
 def save(path: Path, waveform: Tensor, *, sample_rate: int) -> None:
@@ -173,21 +306,19 @@ class _Decoder(soundfile.SoundFile):
 
 
 @contextmanager
-def _open(source: Path | BinaryIO) -> Iterator[tuple[soundfile.SoundFile, str]]:
+def _open(source: Path | BinaryIO, name: str = "") -> Iterator[tuple[soundfile.SoundFile, str]]:
     """An open decoder for a path or a stream, with the name that messages use."""
     with ExitStack() as stack:
-        if isinstance(source, str | Path):
-            path = Path(source)
-            name = str(path)
+        name = name or source_name(source)
+        file = stack.enter_context(seekable(source, name=name))
+        if isinstance(file, str | Path):
+            path = Path(file)
             if path.is_dir():
                 raise AudioError(f"{name}: is a directory, not an audio file; name a file in it")
             try:
-                file: BinaryIO = stack.enter_context(path.open("rb"))
+                file = stack.enter_context(path.open("rb"))
             except OSError as error:
                 raise AudioError(f"{name}: cannot be opened ({_reason(error)}); check the path") from error
-        else:
-            name = str(getattr(source, "name", "audio stream"))
-            file = source if source.seekable() else stack.enter_context(_spool(source, name))
         if file.seek(0, 2) == 0:
             raise AudioError(f"{name}: is empty (0 bytes); fetch or record it again")
         file.seek(0)
@@ -199,18 +330,6 @@ def _open(source: Path | BinaryIO) -> Iterator[tuple[soundfile.SoundFile, str]]:
                 "or MP3, so convert it to one of these"
             ) from error
         yield audio, name
-
-
-def _spool(source: BinaryIO, name: str) -> BinaryIO:
-    """Copy a stream that cannot seek to a temporary file: the decoders need to seek, and memory must stay bounded."""
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the caller's ExitStack)
-    try:
-        shutil.copyfileobj(source, spool)
-    except OSError as error:
-        spool.close()
-        raise AudioError(f"{name}: cannot be copied to a temporary file ({_reason(error)})") from error
-    spool.seek(0)
-    return spool
 
 
 def _read_blocks(

@@ -1,4 +1,4 @@
-"""Reading audio: every format, any rate, whole or in blocks, and one clear line for whatever is wrong."""
+"""Reading and cutting audio: every format, any rate, whole or in blocks, and one clear line for whatever is wrong."""
 
 import io
 import os
@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import tiny
 import torch
+from torch import Tensor
 
 from asr import audio
+from asr.audio import SegmentationConfig, Source, find_sources, segment_stream
 
 RATE = 16000
+SHORT = SegmentationConfig(min_segment_s=1.0, max_segment_s=2.0)
 FORMATS = ["wav", "flac", "ogg", "opus", "mp3"]
 LIBRISPEECH = Path(__file__).parents[2] / "shared" / "data" / "LibriSpeech" / "dev-clean"
 
@@ -236,6 +240,106 @@ def test_resampling_a_batch_and_a_view():
 def test_rates_must_be_positive(rates):
     with pytest.raises(ValueError, match=r"both rates must be positive"):
         audio.resample(torch.zeros(10), from_rate=rates[0], to_rate=rates[1])
+
+
+# Cutting
+
+
+def cut(blocks: list[Tensor], config: SegmentationConfig, *, sample_rate: int = RATE) -> list[Tensor]:
+    return list(segment_stream(iter(blocks), sample_rate=sample_rate, config=config))
+
+
+@pytest.mark.parametrize("block_s", [0.1, 0.7, 3.0, 100.0])
+@pytest.mark.parametrize("duration_s", [0.01, 1.99, 2.0, 2.01, 13.37])
+def test_segments_have_no_gap_no_overlap_and_bounded_lengths(duration_s: float, block_s: float) -> None:
+    waveform = tiny.noise(round(duration_s * RATE))
+    segments = cut(list(waveform.split(round(block_s * RATE))), SHORT)
+    assert torch.equal(torch.cat(segments), waveform)
+    lengths_s = [len(segment) / RATE for segment in segments]
+    assert max(lengths_s) <= SHORT.max_segment_s
+    assert min(lengths_s[:-1], default=SHORT.min_segment_s) >= SHORT.min_segment_s
+    assert lengths_s[-1] > 0
+
+
+def test_segments_do_not_depend_on_the_blocks_of_the_stream() -> None:
+    waveform = tiny.noise(15 * RATE)
+    expected = cut([waveform], SHORT)
+    for size in (1000, 7777, 30_000):
+        segments = cut(list(waveform.split(size)), SHORT)
+        assert [len(segment) for segment in segments] == [len(segment) for segment in expected]
+
+
+def test_audio_of_the_longest_length_stays_whole() -> None:
+    assert len(cut([tiny.noise(2 * RATE)], SHORT)) == 1
+    assert len(cut([tiny.noise(2 * RATE + 1)], SHORT)) == 2
+
+
+def test_long_audio_is_cut_in_the_middle_of_its_silences() -> None:
+    waveform = tiny.noise(6 * RATE)
+    for silence_s in (1.5, 3.2, 4.4):
+        waveform[round((silence_s - 0.15) * RATE) : round((silence_s + 0.15) * RATE)] = 0
+    segments = cut([waveform], SHORT)
+    ends_s = torch.tensor([len(segment) / RATE for segment in segments]).cumsum(0).tolist()
+    assert ends_s == pytest.approx([1.5, 3.2, 4.4, 6.0], abs=0.1)
+
+
+@pytest.mark.parametrize("sample_rate", [16_000, 8_000, 11_025])
+def test_a_narrow_choice_of_places_to_cut_is_enough(sample_rate: int) -> None:
+    config = SegmentationConfig(min_segment_s=1.0, max_segment_s=1.05)
+    waveform = tiny.noise(5 * sample_rate)
+    segments = cut([waveform], config, sample_rate=sample_rate)
+    assert torch.equal(torch.cat(segments), waveform)
+    assert all(1.0 <= len(segment) / sample_rate <= 1.05 for segment in segments[:-1])
+
+
+def test_digital_silence_and_nothing_at_all_are_cut_too() -> None:
+    assert sum(len(segment) for segment in cut([torch.zeros(9 * RATE)], SHORT)) == 9 * RATE
+    assert cut([], SHORT) == []
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(0.5, 2.0), (3.0, 3.0), (5.0, 2.0)])
+def test_limits_that_contradict_each_other_are_an_error(shortest: float, longest: float) -> None:
+    message = rf"^min_segment_s {shortest:g} and max_segment_s {longest:g}: the first must be at least 1 and below"
+    with pytest.raises(ValueError, match=message):
+        SegmentationConfig(min_segment_s=shortest, max_segment_s=longest)
+
+
+@pytest.mark.parametrize("longest", [0.0, -1.0, float("nan")])
+def test_a_batch_must_hold_something(longest: float) -> None:
+    with pytest.raises(ValueError, match=rf"^max_batch_s is {longest:g}; it must be above 0$"):
+        SegmentationConfig(max_batch_s=longest)
+
+
+# Finding files
+
+
+def test_a_folder_means_all_audio_below_it_sorted(tmp_path: Path) -> None:
+    for name in ("b.flac", "a/c.WAV", "a/d/e.mp3", "a/d/e.f.ogg", "a/notes.txt", "a/d/e.opus.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.wav").mkdir()
+    sources = find_sources([tmp_path])
+    assert [str(source.path.relative_to(tmp_path)) for source in sources] == [
+        "a/c.WAV",
+        "a/d/e.f.ogg",
+        "a/d/e.mp3",
+        "b.flac",
+    ]
+    assert [str(source.relative) for source in sources] == ["a/c", "a/d/e.f", "a/d/e", "b"]
+
+
+def test_a_file_needs_no_known_ending_and_goes_by_its_name_alone() -> None:
+    assert find_sources([Path("x/y.raw"), Path("-")]) == [
+        Source(Path("x/y.raw"), Path("y")),
+        Source(Path("-"), Path("stdin")),
+    ]
+
+
+def test_a_folder_without_audio_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    message = rf"^{tmp_path}: no audio in this folder; expected files of \.flac \.wav \.opus \.ogg \.mp3$"
+    with pytest.raises(ValueError, match=message):
+        find_sources([tmp_path])
 
 
 # Writing

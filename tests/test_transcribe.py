@@ -1,27 +1,33 @@
-"""Files to transcripts: cutting long audio, folders, what the command prints, and every kind of bad file."""
+"""Files to transcripts: one, long ones in bounded memory, many in shared batches; bad files, Ctrl-C and progress."""
 
+import io
 import itertools
+import signal
+import sys
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import tiny
 import torch
 from torch import Tensor
 
 from asr import audio
+from asr.audio import SegmentationConfig, find_sources
 from asr.checkpoint import LoadedModel
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
 from asr.nn.model import Recognizer
 from asr.transcribe import (
-    SegmentationConfig,
-    Source,
-    find_sources,
+    Transcriber,
     refuse_clashes,
-    segment_stream,
     transcribe,
+    transcribe_files,
 )
 from asr.transcript import Transcript
 
@@ -48,98 +54,7 @@ def assert_well_formed(transcript: Transcript) -> None:
         assert 0 <= segment.confidence <= 1
 
 
-# Cutting a stream
-
-
-def cut(blocks: list[Tensor], config: SegmentationConfig, *, sample_rate: int = RATE) -> list[Tensor]:
-    return list(segment_stream(iter(blocks), sample_rate=sample_rate, config=config))
-
-
-@pytest.mark.parametrize("block_s", [0.1, 0.7, 3.0, 100.0])
-@pytest.mark.parametrize("duration_s", [0.01, 1.99, 2.0, 2.01, 13.37])
-def test_segments_have_no_gap_no_overlap_and_bounded_lengths(duration_s: float, block_s: float) -> None:
-    waveform = tiny.noise(round(duration_s * RATE))
-    segments = cut(list(waveform.split(round(block_s * RATE))), SHORT)
-    assert torch.equal(torch.cat(segments), waveform)
-    lengths_s = [len(segment) / RATE for segment in segments]
-    assert max(lengths_s) <= SHORT.max_segment_s
-    assert min(lengths_s[:-1], default=SHORT.min_segment_s) >= SHORT.min_segment_s
-    assert lengths_s[-1] > 0
-
-
-def test_segments_do_not_depend_on_the_blocks_of_the_stream() -> None:
-    waveform = tiny.noise(15 * RATE)
-    expected = cut([waveform], SHORT)
-    for size in (1000, 7777, 30_000):
-        segments = cut(list(waveform.split(size)), SHORT)
-        assert [len(segment) for segment in segments] == [len(segment) for segment in expected]
-
-
-def test_audio_of_the_longest_length_stays_whole() -> None:
-    assert len(cut([tiny.noise(2 * RATE)], SHORT)) == 1
-    assert len(cut([tiny.noise(2 * RATE + 1)], SHORT)) == 2
-
-
-def test_long_audio_is_cut_in_the_middle_of_its_silences() -> None:
-    waveform = tiny.noise(6 * RATE)
-    for silence_s in (1.5, 3.2, 4.4):
-        waveform[round((silence_s - 0.15) * RATE) : round((silence_s + 0.15) * RATE)] = 0
-    segments = cut([waveform], SHORT)
-    ends_s = torch.tensor([len(segment) / RATE for segment in segments]).cumsum(0).tolist()
-    assert ends_s == pytest.approx([1.5, 3.2, 4.4, 6.0], abs=0.1)
-
-
-@pytest.mark.parametrize("sample_rate", [16_000, 8_000, 11_025])
-def test_a_narrow_choice_of_places_to_cut_is_enough(sample_rate: int) -> None:
-    config = SegmentationConfig(min_segment_s=1.0, max_segment_s=1.05)
-    waveform = tiny.noise(5 * sample_rate)
-    segments = cut([waveform], config, sample_rate=sample_rate)
-    assert torch.equal(torch.cat(segments), waveform)
-    assert all(1.0 <= len(segment) / sample_rate <= 1.05 for segment in segments[:-1])
-
-
-def test_digital_silence_and_nothing_at_all_are_cut_too() -> None:
-    assert sum(len(segment) for segment in cut([torch.zeros(9 * RATE)], SHORT)) == 9 * RATE
-    assert cut([], SHORT) == []
-
-
-@pytest.mark.parametrize(("shortest", "longest"), [(0.5, 2.0), (3.0, 3.0), (5.0, 2.0)])
-def test_limits_that_contradict_each_other_are_an_error(shortest: float, longest: float) -> None:
-    message = rf"^min_segment_s {shortest:g} and max_segment_s {longest:g}: the first must be at least 1 and below"
-    with pytest.raises(ValueError, match=message):
-        SegmentationConfig(min_segment_s=shortest, max_segment_s=longest)
-
-
-# Finding files
-
-
-def test_a_folder_means_all_audio_below_it_sorted(tmp_path: Path) -> None:
-    for name in ("b.flac", "a/c.WAV", "a/d/e.mp3", "a/d/e.f.ogg", "a/notes.txt", "a/d/e.opus.json"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.wav").mkdir()
-    sources = find_sources([tmp_path])
-    assert [str(source.path.relative_to(tmp_path)) for source in sources] == [
-        "a/c.WAV",
-        "a/d/e.f.ogg",
-        "a/d/e.mp3",
-        "b.flac",
-    ]
-    assert [str(source.relative) for source in sources] == ["a/c", "a/d/e.f", "a/d/e", "b"]
-
-
-def test_a_file_needs_no_known_ending_and_goes_by_its_name_alone() -> None:
-    assert find_sources([Path("x/y.raw"), Path("-")]) == [
-        Source(Path("x/y.raw"), Path("y")),
-        Source(Path("-"), Path("stdin")),
-    ]
-
-
-def test_a_folder_without_audio_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    message = rf"^{tmp_path}: no audio in this folder; expected files of \.flac \.wav \.opus \.ogg \.mp3$"
-    with pytest.raises(ValueError, match=message):
-        find_sources([tmp_path])
+# Where transcripts go
 
 
 def test_two_files_with_one_transcript_are_an_error() -> None:
@@ -229,7 +144,7 @@ def stub_search(
 ) -> None:
     """Hears the same everywhere, and notes how much audio each batch holds, padding included."""
 
-    def encode(model: Recognizer, waveforms: Tensor, lengths: Tensor) -> Tensor:
+    def encode(model: Recognizer, waveforms: Tensor, lengths: Tensor, *, dtype: torch.dtype) -> Tensor:
         if batches_s is not None:
             batches_s.append(waveforms.numel() / RATE)
         return lengths
@@ -238,21 +153,21 @@ def stub_search(
         log_probs = torch.full((4, 6), 1 / 6).log()
         return [Recognition([Hypothesis(tokens, 0.0)], log_probs) for _ in lengths]
 
-    monkeypatch.setattr("asr.transcribe.encode", encode)
+    monkeypatch.setattr("asr.transcribe.encode_batch", encode)
     monkeypatch.setattr(Search, "__call__", search)
 
 
 def test_long_audio_is_read_and_recognised_in_bounded_memory(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twenty minutes: blocks are let go of, and recognition keeps pace with reading."""
-    num_blocks, block_s = 40, 30.0
+    """Half an hour: blocks are let go of, and reading keeps pace with recognition."""
+    num_blocks, block_s = 60, 30.0
     batches_s: list[float] = []
     blocks: list[weakref.ref[Tensor]] = []
     held: list[int] = []
     waiting_s: list[float] = []
 
-    def stream(_: object, **__: object) -> Iterator[Tensor]:
+    def stream(_: object, **__: object) -> Generator[Tensor, None, None]:
         for number in range(num_blocks):
             held.append(sum(block() is not None for block in blocks))
             waiting_s.append(number * block_s - sum(batches_s))
@@ -271,7 +186,9 @@ def test_long_audio_is_read_and_recognised_in_bounded_memory(
     assert max(segment.end_s - segment.start_s for segment in transcript.segments) <= config.max_segment_s
     assert max(batches_s) <= config.max_batch_s
     assert max(held) <= 1
-    assert max(waiting_s) <= config.max_batch_s + config.max_segment_s + block_s
+    # What the batches are chosen from, the batch at work, segments that wait to be looked at, what is being cut.
+    ahead_s = 5 * config.max_batch_s + 9 * config.max_segment_s + config.max_segment_s + block_s
+    assert max(waiting_s) <= ahead_s < num_blocks * block_s / 2
 
 
 def test_segments_with_and_without_words_join_to_one_text(
@@ -284,7 +201,179 @@ def test_segments_with_and_without_words_join_to_one_text(
         return [Recognition([Hypothesis(next(spoken), 0.0)], log_probs) for _ in encoding.lengths]
 
     monkeypatch.setattr(Search, "__call__", search)
-    transcript = transcribe(loaded, tiny.write_noise(tmp_path / "a.wav", duration_s=4.5), segmentation=SHORT)
+    one_by_one = SegmentationConfig(min_segment_s=1.0, max_segment_s=2.0, max_batch_s=0.1)
+    transcript = transcribe(loaded, tiny.write_noise(tmp_path / "a.wav", duration_s=4.5), segmentation=one_by_one)
     assert [segment.text for segment in transcript.segments[:3]] == ["a", "", "b c"]
     assert transcript.text.startswith("a b c")
     assert_well_formed(transcript)
+
+
+# Many files
+
+
+def named(paths: list[Path]) -> list[tuple[str, Path]]:
+    return [(path.name, path) for path in paths]
+
+
+def write_many(folder: Path, durations_s: list[float]) -> list[Path]:
+    return [
+        tiny.write_noise(folder / f"{number}.wav", duration_s=duration_s, seed=number)
+        for number, duration_s in enumerate(durations_s)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["greedy", "joint"])
+def test_files_that_share_batches_get_the_transcripts_that_they_get_alone(
+    loaded: LoadedModel, tmp_path: Path, mode: str
+) -> None:
+    paths = write_many(tmp_path, [0.3, 7.3, 1.0, 0.02, 2.5, 1.9, 4.1, 0.5, 3.3])
+    transcriber = Transcriber(loaded, decoding=DecodingConfig(mode=mode, beam_size=3), segmentation=SHORT)
+    together = [outcome.get() for outcome in transcriber.stream(named(paths))]
+    assert [each.audio for each in together] == [path.name for path in paths]
+    for path, transcript in zip(paths, together, strict=True):
+        alone = transcriber(path, name=path.name)
+        assert_well_formed(transcript)
+        assert (transcript.text, transcript.duration_s) == (alone.text, alone.duration_s)
+        for first, second in zip(alone.segments, transcript.segments, strict=True):
+            assert (first.start_s, first.end_s) == (second.start_s, second.end_s)
+            assert [word.start_s for word in first.words] == [word.start_s for word in second.words]
+            assert first.scores == pytest.approx(second.scores, abs=1e-3)
+
+
+def test_transcripts_come_while_later_files_are_not_even_opened(loaded: LoadedModel, tmp_path: Path) -> None:
+    paths = write_many(tmp_path, [1.0] * 40)
+    opened: list[str] = []
+
+    def inputs() -> Iterator[tuple[str, Path]]:
+        for entry in named(paths):
+            opened.append(entry[0])
+            yield entry
+
+    config = SegmentationConfig(max_batch_s=2.0)
+    with closing(Transcriber(loaded, segmentation=config).stream(inputs())) as outcomes:
+        first = next(outcomes).get()
+        assert first.audio == "0.wav"
+        assert len(opened) <= 8 + 8 + 2, "four batches of two, what waits in line, what is being read"
+        assert [outcome.get().audio for outcome in outcomes] == [path.name for path in paths[1:]]
+
+
+def test_batches_are_full_of_audio_and_not_of_padding(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durations_s = torch.rand(120, generator=torch.Generator().manual_seed(0)).mul(9).add(1).tolist()
+    batches_s: list[float] = []
+    stub_search(monkeypatch, batches_s=batches_s)
+    config = SegmentationConfig(max_batch_s=40.0)
+    list(Transcriber(loaded, segmentation=config).stream(named(write_many(tmp_path, durations_s))))
+    assert sum(batches_s) < 1.25 * sum(durations_s), "in the order of the files it would be 1.6 times"
+
+
+def test_a_file_without_a_number_for_an_answer_does_not_spoil_its_batch(loaded: LoadedModel, tmp_path: Path) -> None:
+    paths = write_many(tmp_path, [1.0, 1.0, 1.0, 1.0])
+    soundfile.write(paths[2], np.array([1e30, -1e30] * 60_000, np.float32), RATE, subtype="FLOAT")
+    transcriber = Transcriber(loaded, segmentation=SHORT)
+    outcomes = list(transcriber.stream(named(paths)))
+    with pytest.raises(audio.AudioError, match=r"^2\.wav: the model's output is not a number"):
+        outcomes[2].get()
+    for number in (0, 1, 3):
+        assert outcomes[number].get().text == transcriber(paths[number]).text != ""
+
+
+def test_bad_files_alone_and_no_files_at_all(loaded: LoadedModel, tmp_path: Path) -> None:
+    transcriber = Transcriber(loaded)
+    assert list(transcriber.stream([])) == []
+    outcomes = list(transcriber.stream(named([tmp_path / "no.wav", tmp_path / "nothing.wav"])))
+    for outcome, name in zip(outcomes, ["no", "nothing"], strict=True):
+        with pytest.raises(audio.AudioError, match=rf"^{name}\.wav: cannot be opened"):
+            outcome.get()
+
+
+def test_a_bad_file_is_not_read_to_its_end(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_read = 0
+
+    def stream(_: object, **__: object) -> Generator[Tensor, None, None]:
+        nonlocal num_read
+        for _number in range(1000):
+            num_read += 1
+            yield torch.full((RATE,), 1e30)
+
+    monkeypatch.setattr(audio, "stream", stream)
+    (outcome,) = Transcriber(loaded, segmentation=SHORT).stream([("loud.wav", Path("loud.wav"))])
+    with pytest.raises(audio.AudioError, match=r"^loud\.wav: the model's output is not a number"):
+        outcome.get()
+    assert num_read < 100
+
+
+# Breaking off
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "read_ahead"]
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError])
+def test_broken_off_recognition_leaves_no_thread_and_no_open_file(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    def encode(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("asr.transcribe.encode_batch", encode)
+    path = tiny.write_noise(tmp_path / "a.wav", duration_s=60)
+    with pytest.raises(fault):
+        transcribe_files(loaded, [path], format="txt", output_dir=None, segmentation=SHORT)
+    assert readers() == []
+
+
+def test_a_reader_that_hangs_does_not_keep_the_interruption_from_working(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_released = threading.Event()
+
+    def stream(_: object, **__: object) -> Generator[Tensor, None, None]:
+        is_released.wait(30)
+        yield tiny.noise(RATE)
+
+    monkeypatch.setattr(audio, "stream", stream)
+    monkeypatch.setattr("asr.recognition._LONGEST_WAIT_S", 0.05)
+    timer = threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        transcribe(loaded, Path("far.wav"))
+    is_released.set()
+    for thread in readers():
+        thread.join(5)
+    assert readers() == []
+
+
+# Progress
+
+
+class Terminal(io.StringIO):
+    """Where a person looks on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("num_files", "expected"), [(1, "5 of 5 s |"), (2, "1 of 2 files |")])
+def test_progress_is_seconds_of_one_file_or_number_of_files_and_the_speed(
+    loaded: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    num_files: int,
+    expected: str,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("asr.transcribe._PROGRESS_DELAY_S", 0.0)
+    paths = write_many(tmp_path, [5.0] * num_files)
+    transcribe_files(loaded, list(paths), format="txt", output_dir=None, segmentation=SHORT)
+    assert expected in terminal.getvalue()
+    assert f"{5 * num_files / 60:.1f} minutes, " in terminal.getvalue()
+    assert " times real time" in terminal.getvalue()
+    assert capsys.readouterr().out.count("\n") == num_files
+    terminal.truncate(0)
+    transcribe_files(loaded, list(paths), format="txt", output_dir=None, progress=False)
+    assert terminal.getvalue() == ""

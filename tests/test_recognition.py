@@ -1,0 +1,159 @@
+"""Reading ahead in a thread, batches of like lengths, precision of the encoder, and the utterances of a manifest."""
+
+import itertools
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from utterances import make_utterances
+
+from asr.audio import AudioError
+from asr.decoding.search import encode
+from asr.recognition import encode_batch, encode_utterances, pack, pick_dtype, read_ahead
+
+RATE = tiny.SAMPLE_RATE
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "read_ahead"]
+
+
+def count(
+    number: int, *, fault: BaseException | None = None, log: list[str] | None = None
+) -> Generator[int, None, None]:
+    """Counts, then fails; notes that it was closed."""
+    try:
+        yield from range(number)
+        if fault is not None:
+            raise fault
+    finally:
+        if log is not None:
+            log.append(threading.current_thread().name)
+
+
+@pytest.mark.parametrize("num_ahead", [1, 2, 50])
+def test_reading_ahead_keeps_the_order_and_ends_its_thread(num_ahead: int) -> None:
+    log: list[str] = []
+    assert list(read_ahead(count(20, log=log), num_ahead=num_ahead)) == list(range(20))
+    assert log == ["read_ahead"] and readers() == []
+
+
+def test_reading_stays_at_most_so_far_ahead() -> None:
+    started: list[int] = []
+
+    def items() -> Generator[int, None, None]:
+        for number in range(20):
+            started.append(number)
+            yield number
+
+    for taken in read_ahead(items(), num_ahead=3):
+        assert len(started) <= taken + 1 + 3
+
+
+@pytest.mark.parametrize("fault", [ValueError("no"), KeyboardInterrupt(), MemoryError()])
+def test_what_the_reader_raises_is_raised_in_its_place(fault: BaseException) -> None:
+    taken = []
+    with pytest.raises(type(fault)) as caught:
+        for number in read_ahead(count(3, fault=fault), num_ahead=2):
+            taken.append(number)  # noqa: PERF402 (what came before the fault is of interest)
+    assert caught.value is fault and taken == [0, 1, 2] and readers() == []
+
+
+def test_broken_off_reading_closes_what_it_reads() -> None:
+    log: list[str] = []
+    with closing(read_ahead(count(1000, log=log), num_ahead=2)) as numbers:
+        assert next(numbers) == 0
+    assert log == ["read_ahead"] and readers() == []
+
+
+# Batches and precision
+
+
+def test_packing_puts_like_lengths_together() -> None:
+    assert pack([3, 9, 1, 4, 4, 30], length=float, most=12) == [[30], [9], [4, 4, 3], [1]]
+    assert pack([], length=float, most=12) == []
+    many = torch.randint(1, 50, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = pack(many, length=float, most=100)
+    assert sorted(itertools.chain(*batches)) == sorted(many)
+    assert all(max(batch) * len(batch) <= 100 for batch in batches)
+
+
+def test_precision_is_checked_and_never_lowered_unasked_on_a_processor() -> None:
+    cpu = torch.device("cpu")
+    assert pick_dtype("auto", device=cpu) == pick_dtype("float32", device=cpu) == torch.float32
+    assert pick_dtype("bfloat16", device=cpu) == torch.bfloat16
+    with pytest.raises(ValueError, match=r"^precision is 'int8'; choose one of auto, float32, bfloat16$"):
+        pick_dtype("int8", device=cpu)
+
+
+def check_bfloat16(device: torch.device) -> None:
+    """Close to float32, but not it; log-probabilities keep all their digits."""
+    model = tiny.make_model().to(device)
+    waveforms, lengths = tiny.noise(2 * RATE)[None].to(device), torch.tensor([2 * RATE], device=device)
+    exact = encode(model, waveforms, lengths)
+    assert torch.equal(encode_batch(model, waveforms, lengths, dtype=torch.float32).log_probs, exact.log_probs)
+    half = encode_batch(model, waveforms, lengths, dtype=torch.bfloat16)
+    assert half.frames.dtype == half.log_probs.dtype == torch.float32
+    difference = float((half.log_probs.exp() - exact.log_probs.exp()).abs().max())
+    assert 0 < difference < 0.1
+    with torch.inference_mode():
+        torch.testing.assert_close(half.log_probs, model.ctc_log_probs(half.frames))
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    check_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_bfloat16_is_close_to_float32_on_a_gpu() -> None:
+    check_bfloat16(torch.device("cuda"))
+
+
+# A manifest
+
+
+def test_utterances_come_longest_first_with_the_encoding_that_they_have_alone(tmp_path: Path) -> None:
+    utterances = make_utterances(tmp_path, [0.5, 2.0, 1.0, 1.1])
+    model = tiny.make_model()
+    seen = []
+    for batch, encoding in encode_utterances(model, utterances, sample_rate=RATE, max_batch_s=2.5):
+        for place, utterance in enumerate(batch):
+            seen.append(utterance.id)
+            (_, alone), *none = encode_utterances(model, [utterance], sample_rate=RATE)
+            length = int(encoding.lengths[place])
+            assert none == [] and length == int(alone.lengths[0])
+            torch.testing.assert_close(encoding.log_probs[place, :length], alone.log_probs[0], atol=1e-4, rtol=1e-4)
+    assert seen == ["u1", "u3", "u2", "u0"] and readers() == []
+
+
+def test_an_utterance_that_cannot_be_read_ends_the_run_and_the_reader(tmp_path: Path) -> None:
+    utterances = make_utterances(tmp_path, [0.5, 1.0, 2.0])
+    utterances[1] = replace(utterances[1], audio=tmp_path / "no.flac")
+    taken = []
+    with pytest.raises(AudioError, match=r"no\.flac: cannot be opened"):
+        for batch, _ in encode_utterances(tiny.make_model(), utterances, sample_rate=RATE, max_batch_s=0.1):
+            taken += [utterance.id for utterance in batch]
+    assert taken == ["u2"] and readers() == []
+
+
+def test_a_run_that_is_broken_off_ends_the_reader(tmp_path: Path) -> None:
+    utterances = make_utterances(tmp_path, [0.5] * 8)
+    runs = encode_utterances(tiny.make_model(), utterances, sample_rate=RATE, max_batch_s=0.1)
+    with closing(runs):
+        next(runs)
+    assert readers() == []
+
+
+def test_the_encoder_can_compute_the_utterances_of_a_manifest_in_bfloat16(tmp_path: Path) -> None:
+    utterances = make_utterances(tmp_path, [1.0])
+    model = tiny.make_model()
+    (_, exact), *_ = encode_utterances(model, utterances, sample_rate=RATE)
+    (_, half), *_ = encode_utterances(model, utterances, sample_rate=RATE, precision="bfloat16")
+    assert not torch.equal(half.log_probs, exact.log_probs)
+    torch.testing.assert_close(half.log_probs.exp(), exact.log_probs.exp(), atol=0.1, rtol=0)
