@@ -2,17 +2,15 @@
 
 # B utterances, T' encoder frames, V vocabulary
 
-import contextlib
 import math
-import sys
 from importlib import metadata
 
 import torch
 
 from asr.tokenizer import BLANK_ID, EOS_ID
-from benchmarks.harness import Batch, Contender, Skipped, Tokens, Work
+from benchmarks.harness import Contender, Skipped, imports_of
+from benchmarks.searching import Batch, Tokens, Work
 
-_HOW = "pip install --no-deps --target PEERS pyctcdecode pygtrie, and run with PYTHONPATH=PEERS"
 _FIRST_CHARACTER = 0xF0000  # a private plane of Unicode: 65,534 characters that mean nothing to anyone
 
 
@@ -33,12 +31,9 @@ def build_pyctcdecode(work: Work, *, pruned: bool) -> Contender:
     Raises:
         Skipped: If it is not installed.
     """
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            import pyctcdecode
-            from pyctcdecode.alphabet import Alphabet
-    except ImportError as error:
-        raise Skipped(f"pyctcdecode: {error}; {_HOW}") from None
+    with imports_of("pyctcdecode", "pyctcdecode", "pygtrie"):
+        import pyctcdecode
+        from pyctcdecode.alphabet import Alphabet
     columns = _columns(work)
     characters = [chr(_FIRST_CHARACTER + token) for token in columns[1:]]
     decoder = pyctcdecode.BeamSearchDecoderCTC(Alphabet(["", *characters], is_bpe=False))

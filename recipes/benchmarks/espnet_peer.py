@@ -2,8 +2,6 @@
 
 # D width, V vocabulary, U tokens
 
-import contextlib
-import sys
 from importlib import metadata
 from typing import Any
 
@@ -14,9 +12,10 @@ from asr.nn.attention import position_code
 from asr.nn.decoder import TransformerDecoder
 from asr.nn.model import Recognizer
 from asr.tokenizer import BLANK_ID, EOS_ID
-from benchmarks.harness import TOLERANCE, Batch, Contender, Skipped, Tokens, Work
+from benchmarks.harness import Contender, imports_of, installation
+from benchmarks.searching import TOLERANCE, Batch, Tokens, Work
 
-_HOW = "pip install --no-deps --target PEERS espnet==202511 typeguard, and run with PYTHONPATH=PEERS"
+_PACKAGES = ("espnet==202511", "typeguard")
 _PRE_BEAM = "full"  # as ESPnet's own inference sets it: CTC scores the decoder's best 1.5 · beam tokens alone
 
 
@@ -29,12 +28,9 @@ def build_espnet(work: Work, *, ctc_weight: float) -> Contender:
         Skipped: If ESPnet is not installed.
         ValueError: If its copy of the model answers otherwise than the model.
     """
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # it prints while it is imported
-            from espnet.nets.batch_beam_search import BatchBeamSearch
-            from espnet.nets.scorers.ctc import CTCPrefixScorer
-    except ImportError as error:
-        raise Skipped(f"ESPnet: {error}; {_HOW}") from None
+    with imports_of("ESPnet", *_PACKAGES):
+        from espnet.nets.batch_beam_search import BatchBeamSearch
+        from espnet.nets.scorers.ctc import CTCPrefixScorer
     max_tokens = max(batch.frames.shape[1] for batch in work.batches) + 1
     decoder, ctc = copy_to_espnet(work.model, max_tokens=max_tokens)
     check_agreement(work.model, decoder, ctc, next(work.batches[0].alone()).frames)
@@ -147,7 +143,7 @@ def check_agreement(model: Recognizer, decoder: nn.Module, ctc: Any, frames: Ten
         if not gap <= TOLERANCE:
             raise ValueError(
                 f"ESPnet's copy of the {name} differs by {gap:.2g} in a log-probability, more than {TOLERANCE}; "
-                f"these versions cannot be compared: {_HOW}"
+                f"these versions cannot be compared: {installation(*_PACKAGES)}"
             )
 
 

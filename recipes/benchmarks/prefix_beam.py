@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 
 from asr.decoding.prefix_beam import prefix_beam_search
 from benchmarks.ctc_peers import build_pyctcdecode, build_torchaudio
 from benchmarks.exact import ctc_log_prob
-from benchmarks.harness import Batch, Benchmark, Contender, Tokens, Work
+from benchmarks.harness import Contender
+from benchmarks.report import OWN_VERSION
+from benchmarks.searching import Batch, SearchingBenchmark, Tokens, Work, one_by_one
 
 
 @dataclass(slots=True, kw_only=True)
-class PrefixBeamBenchmark(Benchmark):
+class PrefixBeamBenchmark(SearchingBenchmark):
     """Which transcript has the best CTC probability, without a language model, and how fast is it found?
 
     Attributes:
@@ -24,19 +25,19 @@ class PrefixBeamBenchmark(Benchmark):
     token_margin: float = 5.0
 
     def __post_init__(self) -> None:
+        SearchingBenchmark.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
         if not self.token_margin > 0:
             raise ValueError(f"benchmark.token_margin is {self.token_margin}; it must be above 0")
 
     def builders(self, work: Work) -> list[Callable[[], Contender]]:
         """All in two ways: with every token in every frame, and pruned, the peers by their defaults."""
-        version = metadata.version("asr-attention")
-        own = Contender("asr, in batches", version, _search_with(work, token_margin=math.inf))
-        pruned = Contender("asr, in batches, pruned", version, _search_with(work, token_margin=self.token_margin))
+        own = Contender("asr, in batches", OWN_VERSION, _search_with(work, token_margin=math.inf))
+        pruned = Contender("asr, in batches, pruned", OWN_VERSION, _search_with(work, token_margin=self.token_margin))
         return [
             lambda: own,
             lambda: pruned,
-            lambda: own.one_by_one("asr, one by one"),
-            lambda: pruned.one_by_one("asr, one by one, pruned"),
+            lambda: one_by_one(own, "asr, one by one"),
+            lambda: one_by_one(pruned, "asr, one by one, pruned"),
             lambda: build_pyctcdecode(work, pruned=False),
             lambda: build_pyctcdecode(work, pruned=True),
             lambda: build_torchaudio(work, pruned=False),

@@ -11,79 +11,80 @@ from typing import Any
 
 import torch
 
-from asr import evaluate
-from asr.report import percent, table
-from benchmarks.harness import Batch, Benchmark, Result, Tokens, Work, compare
+from asr.report import table
+from benchmarks.harness import Benchmark, Conditions, Result
+
+OWN_VERSION = metadata.version("asr-attention")
 
 
-def results(benchmark: Benchmark, work: Work, measured: Sequence[Result], skipped: Sequence[str]) -> dict[str, Any]:
-    """All that is known, as plain JSON values: the machine, the settings, times and quality of every contender.
-
-    Args:
-        benchmark: What was compared.
-        work: What all did.
-        measured: What each took and found; the first one is what the others are compared with.
-        skipped: Why others did not take part.
-    """
-    scores = _scores(benchmark, work, measured)
-    first, contenders = measured[0], []
-    for result in measured:
-        comparison = compare(
-            first, result, first_scores=scores[first.contender.name], scores=scores[result.contender.name]
-        )
-        contenders.append(
-            _times(result, first, audio_s=work.audio_s)
-            | {"wer": _word_error_rate(work, result), "mean_score": statistics.fmean(scores[result.contender.name])}
-            | {"compared": asdict(comparison)}
-        )
-    return {
-        "benchmark": asdict(benchmark) | {"beam_size": work.beam_size},
+def surroundings(benchmark: Benchmark, conditions: Conditions) -> dict[str, Any]:
+    """What figures depend on beside the contenders: settings, machine, device, threads and versions."""
+    named = {"model": conditions.model, "manifest": conditions.manifest}
+    return {name: str(path) for name, path in named.items() if path is not None} | {
+        "benchmark": asdict(benchmark),
         "machine": machine(),
         "threads": torch.get_num_threads(),
-        "device": str(work.device),
-        "dtype": str(work.batches[0].frames.dtype).removeprefix("torch."),
+        "device": str(conditions.device),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("asr-attention", "torch", "torchaudio", "numpy")},
-        "audio_s": round(work.audio_s, 2),
-        "batch_size": len(work.batches[0].lengths),
-        "repeats": len(first.seconds),
-        "contenders": contenders,
-        "skipped": list(skipped),
-        "utterances": _utterances(work, measured, scores),
+        "repeats": conditions.repeats,
     }
 
 
-def tables(found: dict[str, Any]) -> str:
-    """The same for people: speed, then quality, then who did not take part."""
+def text(benchmark: Benchmark, found: dict[str, Any]) -> str:
+    """The same for people: what was done and where, tables, notes, and who did not take part."""
     where = found["machine"]
     device = where["gpu"] if found["device"].startswith("cuda") else where["cpu"]
     title = (
-        f"{found['benchmark']['name']}: {len(found['utterances'])} utterances, {found['audio_s']:.0f} s of audio, "
-        f"{found['repeats']} repeats; {device}, {found['threads']} of {where['cores']} cores, load {where['load']}, "
-        f"{found['dtype']}"
+        f"{found['benchmark']['name']}: {found['work']}, {found['repeats']} repeats; {device}, {found['threads']} of "
+        f"{where['cores']} cores, load {where['load']}, {found['dtype']}"
     )
-    skipped = "\n".join(f"skipped: {reason}" for reason in found["skipped"])
-    parts = [title, _speed_table(found["contenders"]), _quality_table(found["contenders"]), skipped]
-    return "\n\n".join(filter(None, parts))
+    notes = [f"{each['name']}: {each['note']}" for each in found["contenders"] if each["note"]]
+    skipped = [f"skipped: {reason}" for reason in found["skipped"]]
+    return "\n\n".join(filter(None, [title, *benchmark.tables(found), "\n".join(notes), "\n".join(skipped)]))
 
 
-def _speed_table(contenders: Sequence[dict[str, Any]]) -> str:
-    rows = [["", "version", "median s", "spread", "CPU s", "times real time", "time / first", "spread"]]
+def times(result: Result, first: Result, *, audio_s: float | None = None) -> dict[str, Any]:
+    """Medians over the repeats, and all repeats. The ratio to the first is the median of that of each repeat.
+
+    Args:
+        result: Of whom.
+        first: Whose times are the measure.
+        audio_s: Seconds of audio of all items, where it is audio.
+    """
+    median_s, ratios = statistics.median(result.seconds), result.ratios(first)
+    speed = {} if audio_s is None else {"rtf": median_s / audio_s, "rtfx": audio_s / median_s}
+    return {
+        "name": result.contender.name,
+        "version": result.contender.version,
+        "note": result.contender.note,
+        "seconds": result.seconds,
+        "cpu_seconds": result.cpu_seconds,
+        "median_s": median_s,
+        "median_cpu_s": statistics.median(result.cpu_seconds),
+        **speed,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "cpu_ratio": result.cpu_ratio(first),
+    }
+
+
+def speed_table(contenders: Sequence[dict[str, Any]]) -> str:
+    """One row of times for each contender; spreads are from the least to the most of the repeats."""
+    header = ["", "version", "median s", "spread", "CPU s", "times real time", "time / first", "spread", "CPU / first"]
+    rows = [header]
     for each in contenders:
-        times = [f"{each['median_s']:.3f}", _range(each["seconds"]), f"{each['median_cpu_s']:.3f}"]
-        ratios = [f"{each['rtfx']:.1f}", f"{each['ratio']:.2f}", _range(each["ratios"])]
-        rows.append([each["name"], each["version"], *times, *ratios])
-    return table(rows)
+        seconds = [f"{each['median_s']:.3f}", spread(each["seconds"]), f"{each['median_cpu_s']:.3f}"]
+        speed = f"{each['rtfx']:.1f}" if "rtfx" in each else ""
+        ratios = [f"{each['ratio']:.2f}", spread(each["ratios"]), f"{each['cpu_ratio']:.2f}"]
+        rows.append([each["name"], each["version"], *seconds, speed, *ratios])
+    shown = [column for column in range(len(header)) if any(row[column] for row in rows[1:])]
+    return table([[row[column] for column in shown] for row in rows])
 
 
-def _quality_table(contenders: Sequence[dict[str, Any]]) -> str:
-    rows = [["best transcripts", "WER", "mean score", "same", "first better", "worse", "by at most", "N best shared"]]
-    for each in contenders:
-        compared = each["compared"]
-        counts = [str(compared[name]) for name in ("same", "better", "worse")]
-        rest = [f"{compared['shortfall']:.4f}", percent(compared["shared"])]
-        rows.append([each["name"], percent(each["wer"]), f"{each['mean_score']:.4f}", *counts, *rest])
-    return table(rows)
+def spread(values: Sequence[float]) -> str:
+    """The least and the most of some values."""
+    return f"{min(values):.2f} – {max(values):.2f}"
 
 
 def machine() -> dict[str, Any]:
@@ -107,67 +108,3 @@ def machine() -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _times(result: Result, first: Result, *, audio_s: float) -> dict[str, Any]:
-    """Medians over the repeats, and all repeats. The ratio to the first is the median of that of each repeat."""
-    median_s, ratios = statistics.median(result.seconds), result.ratios(first)
-    return {
-        "name": result.contender.name,
-        "version": result.contender.version,
-        "seconds": result.seconds,
-        "cpu_seconds": result.cpu_seconds,
-        "median_s": median_s,
-        "median_cpu_s": statistics.median(result.cpu_seconds),
-        "rtf": median_s / audio_s,
-        "rtfx": audio_s / median_s,
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-    }
-
-
-def _scores(benchmark: Benchmark, work: Work, measured: Sequence[Result]) -> dict[str, list[float]]:
-    """The exact score of each best transcript, by contender; one that several found is scored once."""
-    score = benchmark.scorer(work)
-    singles = [one for batch in work.batches for one in batch.alone()]
-    known: dict[tuple[int, Tokens], float] = {}
-
-    def look_up(number: int, one: Batch, tokens: Tokens) -> float:
-        if (number, tokens) not in known:
-            known[number, tokens] = score(one, tokens)
-        return known[number, tokens]
-
-    return {
-        result.contender.name: [look_up(number, one, result.found[number][0]) for number, one in enumerate(singles)]
-        for result in measured
-    }
-
-
-def _word_error_rate(work: Work, result: Result) -> float:
-    texts = {
-        utterance.id: work.tokenizer.decode(found[0])
-        for utterance, found in zip(work.utterances, result.found, strict=True)
-    }
-    return evaluate.score({utterance.id: utterance.text for utterance in work.utterances}, texts).wer
-
-
-def _utterances(work: Work, measured: Sequence[Result], scores: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Best transcript and exact score of every utterance by every contender."""
-    return [
-        {
-            "id": utterance.id,
-            "duration_s": utterance.duration_s,
-            "best": {
-                result.contender.name: {
-                    "text": work.tokenizer.decode(result.found[number][0]),
-                    "score": scores[result.contender.name][number],
-                }
-                for result in measured
-            },
-        }
-        for number, utterance in enumerate(work.utterances)
-    ]
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.2f} – {max(values):.2f}"

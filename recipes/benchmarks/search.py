@@ -3,18 +3,19 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 
 from asr.decoding.beam import beam_search
 from asr.decoding.ctc import CtcScorer
 from asr.decoding.scorers import AttentionScorer, Weighted
 from benchmarks.espnet_peer import build_espnet
 from benchmarks.exact import attention_log_prob, ctc_log_prob
-from benchmarks.harness import Batch, Benchmark, Contender, Tokens, Work
+from benchmarks.harness import Contender
+from benchmarks.report import OWN_VERSION
+from benchmarks.searching import Batch, SearchingBenchmark, Tokens, Work, one_by_one
 
 
 @dataclass(slots=True, kw_only=True)
-class SearchBenchmark(Benchmark):
+class SearchBenchmark(SearchingBenchmark):
     """Which transcript has the best w·log p_ctc + (1 - w)·log p_attention, and how fast is it found?
 
     Attributes:
@@ -25,6 +26,7 @@ class SearchBenchmark(Benchmark):
     ctc_weight: float = 0.3
 
     def __post_init__(self) -> None:
+        SearchingBenchmark.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
         if not 0 < self.ctc_weight < 1:
             raise ValueError(f"benchmark.ctc_weight is {self.ctc_weight}; it must be above 0 and below 1")
 
@@ -36,10 +38,10 @@ class SearchBenchmark(Benchmark):
         """
         if work.model.decoder is None:
             raise ValueError("the model has no attention decoder for joint search; take benchmark=prefix_beam")
-        own = Contender("asr, in batches", metadata.version("asr-attention"), self._search_with(work))
+        own = Contender("asr, in batches", OWN_VERSION, self._search_with(work))
         return [
             lambda: own,
-            lambda: own.one_by_one("asr, one by one"),
+            lambda: one_by_one(own, "asr, one by one"),
             lambda: build_espnet(work, ctc_weight=self.ctc_weight),
         ]
 
