@@ -120,6 +120,7 @@ def save(
     tokenizer: Tokenizer,
     training: dict[str, Any],
     state: TrainingState | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Writes a model folder, atomically: it appears under its name when it is complete.
 
@@ -130,10 +131,14 @@ def save(
         tokenizer: Its tokenizer.
         training: What is worth telling of the training; JSON.
         state: For a training checkpoint, what resuming needs.
+        dtype: Precision to store the weights in, such as `torch.float16` for half the size; by default their own.
 
     Raises:
         OSError: If it cannot be written, for want of space for example; nothing is left behind.
+        ValueError: If a weight is too large for that precision.
     """
+    if dtype is not None:
+        weights = _in_precision(weights, dtype)
     save_folder(folder, weights, description={**asdict(config), "training": training}, tokenizer=tokenizer, state=state)
 
 
@@ -319,6 +324,16 @@ def _written_whole(folder: Path) -> Iterator[Path]:
         raise OSError(f"{folder}: cannot be saved ({reason}); earlier checkpoints are as they were") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _in_precision(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in another precision; counters and other integers stay as they are."""
+    found = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            largest = float(weights[name].abs().max())
+            raise ValueError(f"{name} has the weight {largest:g}, too large for {dtype}; store it in torch.float32")
+    return found
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -16,14 +16,13 @@ from asr.errors import one_line
 from asr.writers import FORMATS
 
 if TYPE_CHECKING:
-    from asr.decoding.search import DecodingConfig
-
     # The annotation alone; at run time `argparse._SubParsersAction` is not subscriptable.
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _WIDTH_WITHOUT_TERMINAL = 100
 # asr.decoding.search has them too; a test sees to it that they agree.
 DECODINGS = ("greedy", "prefix_beam", "attention", "joint", "rescore")
+PRECISIONS = ("auto", "float32", "bfloat16")  # as in asr.recognition, which takes long to import
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,64 +140,57 @@ def add_transcribe(subparsers: "Subparsers") -> None:
         "--output-dir the transcripts go to standard output, and nothing else does.",
     )
     parser.add_argument("inputs", type=Path, nargs="+", metavar="FILE|DIR|-", help="what to transcribe; - is a stream")
-    parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="a model folder or a run folder")
+    _add_model(parser, "--model")
     parser.add_argument("--format", choices=tuple(FORMATS), default="txt", help="of the transcripts (default: txt)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write one file for each audio file there")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument(
         "--decoding",
         choices=DECODINGS,
-        help="search (default: greedy; prefix_beam with an n-gram or --hotwords, joint with a neural --lm)",
+        help="search (default: what the model proposes; else greedy, prefix_beam with an n-gram or --hotwords, joint "
+        "with a neural --lm)",
     )
-    parser.add_argument("--beam-size", type=_count, metavar="N", help="of a beam search (default: 10)")
+    parser.add_argument("--beam-size", type=_count, metavar="N", help="of a beam search (default: the model's own)")
     parser.add_argument(
         "--lm",
         type=Path,
         action="append",
         default=[],
         metavar="PATH",
-        help="an ARPA file, or a folder with a neural model; twice for one of each",
+        help="an ARPA file or compact file of n-grams, in place of the model's own, or a folder with a neural model; "
+        "twice for one of each; none leaves out the model's own",
     )
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help="words and phrases to expect, one a line")
+    parser.add_argument("--threads", type=_count, default=0, metavar="N", help="processor threads (default: 0, all)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the encoder (default: auto, bfloat16 on GPUs that have it, else float32)",
+    )
     parser.set_defaults(run=run_transcribe)
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
     """Do `asr transcribe`."""
-    from asr import checkpoint
+    from asr import checkpoint, hub
     from asr.devices import pick_device
+    from asr.search_choice import SearchOptions, choose_search
     from asr.transcribe import transcribe_files
-    from asr.variants import find_tuned
 
-    decoding = _decoding(args)
-    loaded = checkpoint.load(args.model, device=pick_device(args.device))
+    folder = checkpoint.find_model(hub.locate(args.model))
+    options = SearchOptions(mode=args.decoding, beam_size=args.beam_size, lms=tuple(args.lm), hotwords=args.hotwords)
+    decoding, tuned = choose_search(folder, options)
     failures = transcribe_files(
-        loaded,
+        checkpoint.load(folder, device=pick_device(args.device, num_threads=args.threads)),
         args.inputs,
         format=args.format,
         output_dir=args.output_dir,
         decoding=decoding,
-        tuned=find_tuned(loaded.path, decoding),
+        tuned=tuned,
+        precision=args.precision,
     )
     return 1 if failures else 0
-
-
-def _decoding(args: argparse.Namespace) -> "DecodingConfig":
-    """What the options of `asr transcribe` say of the search."""
-    from asr.decoding.search import DecodingConfig, FusionConfig
-
-    lm = FusionConfig()
-    for path in args.lm:
-        kind = "neural" if path.is_dir() else "ngram"
-        if getattr(lm, kind) is not None:
-            raise ValueError(f"--lm names {getattr(lm, kind)} and {path}; give one {kind} language model")
-        setattr(lm, kind, path)
-    mode = args.decoding or ("joint" if lm.neural else "prefix_beam" if lm.ngram or args.hotwords else "greedy")
-    if mode == "greedy" and args.beam_size is not None:
-        raise ValueError(f"--beam-size is {args.beam_size}, but greedy search has no beam; choose another --decoding")
-    return DecodingConfig(
-        mode=mode, beam_size=10 if args.beam_size is None else args.beam_size, lm=lm, hotwords=args.hotwords
-    )
 
 
 def add_align(subparsers: "Subparsers") -> None:
@@ -211,7 +203,7 @@ def add_align(subparsers: "Subparsers") -> None:
     )
     parser.add_argument("audio", type=Path, metavar="AUDIO", help="the recording, of any length")
     parser.add_argument("transcript", type=Path, metavar="TRANSCRIPT", help="a text file of all that is said in it")
-    parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="a model folder or a run folder")
+    _add_model(parser, "--model")
     parser.add_argument("--format", choices=("ctm", "json", "textgrid"), default="ctm", help="default: ctm")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.set_defaults(run=run_align)
@@ -219,12 +211,12 @@ def add_align(subparsers: "Subparsers") -> None:
 
 def run_align(args: argparse.Namespace) -> int:
     """Do `asr align`."""
-    from asr import checkpoint
+    from asr import checkpoint, hub
     from asr.alignment import align_file
     from asr.devices import pick_device
 
     text = _read_text(args.transcript)
-    loaded = checkpoint.load(args.model, device=pick_device(args.device))
+    loaded = checkpoint.load(hub.locate(args.model), device=pick_device(args.device))
     print(FORMATS[args.format].write(align_file(loaded, args.audio, text)), end="")
     return 0
 
@@ -232,34 +224,34 @@ def run_align(args: argparse.Namespace) -> int:
 def add_info(subparsers: "Subparsers") -> None:
     """Declare `asr info`."""
     parser = subparsers.add_parser(
-        "info", help="what a model is made of", description="Print sizes, tokens and training of a model."
+        "info",
+        help="what a model is made of, and its error rates",
+        description="Print sizes, tokens, training, files and measured error rates of a model.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder or a run folder")
+    _add_model(parser, "model", nargs="?")
     parser.set_defaults(run=run_info)
 
 
 def run_info(args: argparse.Namespace) -> int:
     """Do `asr info`."""
-    from dataclasses import asdict
+    from asr import checkpoint, hub, model_figures
 
-    from asr import checkpoint
-
-    loaded = checkpoint.load(args.model)
-    tokenizer = type(loaded.tokenizer).__name__.removesuffix("Tokenizer").lower()
-    rows = {
-        "model": str(loaded.path),
-        "parameters": f"{loaded.model.num_parameters():,}",
-        "tokens": f"{loaded.tokenizer.vocab_size} ({tokenizer})",
-        "frame": f"{1000 * loaded.frame_s:g} ms",
-    }
-    rows |= {name: json.dumps(part) for name, part in {**asdict(loaded.config), "training": loaded.training}.items()}
-    width = max(map(len, rows))
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+    print(model_figures.describe(checkpoint.load(hub.locate(args.model))))
     return 0
 
 
 # In the order of `asr --help`.
 COMMANDS: tuple[Callable[["Subparsers"], None], ...] = (add_transcribe, add_align, add_score, add_info)
+
+
+def _add_model(parser: argparse.ArgumentParser, name: str, *, nargs: str | None = None) -> None:
+    parser.add_argument(
+        name,
+        nargs=nargs,
+        metavar="NAME|PATH",
+        help="a model folder, a run folder, or OWNER/NAME on the Hugging Face hub (default: the model that came with "
+        "this package)",
+    )
 
 
 def _read_texts(path: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -84,18 +84,38 @@ class TunedSearch:
     development: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultSearch:
+    """How to search with a model where its user says nothing of it.
+
+    Attributes:
+        mode: Of `DecodingConfig.mode`.
+        beam_size: Hypotheses kept in every step; of no account to greedy search.
+    """
+
+    mode: str
+    beam_size: int = 10
+
+    def __post_init__(self) -> None:
+        DecodingConfig(mode=self.mode, beam_size=self.beam_size)  # checks both
+
+
 TUNED_FILE = "decoding.json"  # beside the weights of a model
 
 
-def write_tuned(path: Path, found: Mapping[str, TunedSearch], *, about: Mapping[str, Any]) -> None:
+def write_tuned(
+    path: Path, found: Mapping[str, TunedSearch], *, about: Mapping[str, Any], default: DefaultSearch | None = None
+) -> None:
     """Writes what was tuned as JSON that `read_tuned` takes.
 
     Args:
         path: The file; its folder is made. What it holds of other variants stays.
         found: By the name of the variant.
         about: What a reader should know of these: set, number of utterances, seed; JSON.
+        default: How to search where nothing is said; by default what the file says stays.
     """
     kept = read_tuned(path) if path.is_file() else {}
+    default = default or read_default(path)
     described = {name: replace(each, development={**each.development, **about}) for name, each in found.items()}
     content = {
         name: {
@@ -106,7 +126,8 @@ def write_tuned(path: Path, found: Mapping[str, TunedSearch], *, about: Mapping[
         for name, each in (kept | described).items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"searches": content}, indent=2, default=str) + "\n", encoding="utf-8")
+    whole = ({"default": asdict(default)} if default else {}) | {"searches": content}
+    path.write_text(json.dumps(whole, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def read_tuned(path: Path) -> dict[str, TunedSearch]:
@@ -118,14 +139,28 @@ def read_tuned(path: Path) -> dict[str, TunedSearch]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; recipes/tune_decoding.py writes it")
+    return _read(path)[0]
+
+
+def read_default(path: Path) -> DefaultSearch | None:
+    """How to search with a model where nothing is said, as its file of tuned searches has it; None if it has nothing.
+
+    Raises:
+        ValueError: If the file is broken.
+    """
+    return _read(path)[1] if path.is_file() else None
+
+
+def _read(path: Path) -> tuple[dict[str, TunedSearch], DefaultSearch | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))["searches"]
-        found = {name: _parse(own) for name, own in content.items()}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: _parse(own) for name, own in content["searches"].items()}
+        default = DefaultSearch(**content["default"]) if "default" in content else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: not a file of tuned searches ({error}); write it with recipes/tune_decoding.py"
         ) from None
-    return found
+    return found, default
 
 
 def _parse(own: dict[str, Any]) -> TunedSearch:

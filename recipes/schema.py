@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import sweeps
 from hydra.core.config_store import ConfigStore
+from model_card import CardConfig
 from omegaconf import MISSING
 
 from asr.data.corpora import CorpusConfig
@@ -17,7 +19,7 @@ from asr.training.language import LanguageTrainingConfig
 from asr.training.run import TrainingConfig
 from asr.training.tracking import KINDS as TRACKERS
 from asr.transcribe import SegmentationConfig
-from asr.variants import TunedSearch, read_tuned, variant_name, variants, with_weights
+from asr.variants import DefaultSearch, TunedSearch, read_tuned, variant_name, variants, with_weights
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,6 +163,8 @@ class TranscribeRecipe:
         output_dir: Where transcripts go; standard output where it is not given.
         format: One of `asr.writers.FORMATS`.
         device: As in training.
+        num_threads: As in training.
+        precision: What the encoder computes in: `float32`, `bfloat16` or `auto`, as for `asr transcribe`.
         tuned: What `recipes/tune_decoding.py` found; taken if it tuned this way to search.
     """
 
@@ -169,6 +173,8 @@ class TranscribeRecipe:
     output_dir: Path | None = None
     format: str = "txt"
     device: str = "auto"
+    num_threads: int = 0
+    precision: str = "auto"
     tuned: Path | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
@@ -275,6 +281,87 @@ class WordTimesRecipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
+@dataclass(slots=True, kw_only=True)
+class CompareRunsRecipe:
+    """`recipes/compare_runs.py`: what differs between training runs, what it brings, and how they learned.
+
+    Attributes:
+        runs: Run folders, and patterns of them such as `runs/abl-*`.
+        baseline: The run that the others are compared with; by default the first.
+        set: The folder below each run's that holds the scores to compare, such as `an4-test`; by default none are.
+        manifest: The references of that set; by default the manifest of its name in the baseline's `data.manifests`.
+        output: The table and the pictures go to this folder.
+        curves: Curves to draw, a panel each; the table has the smallest value of the first.
+        axis: `steps`, `audio` (hours of it) or `minutes` of training.
+        log_x: Whether that axis is logarithmic.
+        log_y: Whether the values' axis is.
+        join: Whether a run that started from the weights of another is drawn behind that one.
+        labels: Names for settings, by the name of the folder of one of their runs: `labels=[an4-wide: wider, …]`.
+        format: `png` or `svg`.
+        dpi: Dots an inch of a png; the pictures are 9 inches wide.
+    """
+
+    runs: list[str] = MISSING
+    baseline: Path | None = None
+    set: str | None = None
+    manifest: Path | None = None
+    output: Path = MISSING
+    curves: list[str] = MISSING
+    axis: str = "steps"
+    log_x: bool = False
+    log_y: bool = False
+    join: bool = False
+    labels: list[str] = field(default_factory=list)
+    format: str = "png"
+    dpi: int = 100
+
+    def __post_init__(self) -> None:
+        for name, choices in (("axis", ("steps", "audio", "minutes")), ("format", ("png", "svg"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        for name in ("runs", "curves"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name at least one")
+        if self.dpi < 1:
+            raise ValueError(f"dpi is {self.dpi}; it must be at least 1")
+        wrong = next((each for each in self.labels if ": " not in each), None)
+        if wrong is not None:
+            raise ValueError(f"labels has {wrong!r}; write each as FOLDER: LABEL")
+
+
+@dataclass(slots=True, kw_only=True)
+class ReleaseRecipe:
+    """`recipes/release.py`: a trained run to a folder that others can use.
+
+    Attributes:
+        model: A model folder or a run folder.
+        output: The folder to make; an older model in it is replaced.
+        ngram: A language model to release with it, ARPA or compact; it takes part in every beam search.
+        tuned: What `recipes/tune_decoding.py` found; by default decoding.json beside the model's weights.
+        mode: How the model searches where its user says nothing.
+        beam_size: Likewise.
+        results: Evaluations whose figures the card shows: results.json files, or folders with such below them.
+        precision: What the weights are stored in: `float16`, `bfloat16` or `float32`.
+        card: What the card says beside the figures.
+    """
+
+    model: Path = MISSING
+    output: Path = MISSING
+    ngram: Path | None = None
+    tuned: Path | None = None
+    mode: str = "greedy"
+    beam_size: int = 10
+    results: list[Path] = field(default_factory=list)
+    precision: str = "float16"
+    card: CardConfig = MISSING
+
+    def __post_init__(self) -> None:
+        DefaultSearch(mode=self.mode, beam_size=self.beam_size)  # checks both
+        choices = ("float16", "bfloat16", "float32")
+        if self.precision not in choices:
+            raise ValueError(f"precision is {self.precision!r}; choose one of {', '.join(choices)}")
+
+
 RECIPES = (
     PrepareRecipe,
     TrainRecipe,
@@ -285,11 +372,14 @@ RECIPES = (
     TrainNgramRecipe,
     TrainLmRecipe,
     WordTimesRecipe,
+    CompareRunsRecipe,
+    ReleaseRecipe,
 )
 
 
 def register() -> None:
-    """Makes the dataclasses known to Hydra, so that keys and types of the YAML are checked against them."""
+    """Makes the dataclasses known to Hydra, so that keys and types of the YAML are checked, and names of sweeps."""
+    sweeps.register()
     store = ConfigStore.instance()
     for recipe in RECIPES:
         store.store(name=recipe.__name__, node=recipe)

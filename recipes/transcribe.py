@@ -10,10 +10,11 @@ from asr.transcribe import transcribe_files
 
 def run(recipe: TranscribeRecipe) -> None:
     """Writes a transcript of every file; a bad file is named and does not stop the rest."""
-    loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device))
+    loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device, num_threads=recipe.num_threads))
     failures = transcribe_files(
         loaded, recipe.inputs, format=recipe.format, output_dir=recipe.output_dir,
         decoding=recipe.decoding, tuned=recipe.tuned_search(), segmentation=recipe.segmentation,
+        precision=recipe.precision,
     )  # fmt: skip
     if failures:
         raise ValueError(f"{len(failures)} of the files could not be transcribed")

@@ -93,6 +93,41 @@ def test_weights_in_half_precision_are_loaded_in_single(tmp_path: Path) -> None:
     assert next(checkpoint.load(tmp_path / "m").model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_may_be_saved_in_half_precision(tiny_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    original = checkpoint.load(tiny_folder)
+    checkpoint.save(
+        tmp_path / "half",
+        original.model.state_dict() | {"steps": torch.tensor([3])},
+        config=original.config,
+        tokenizer=original.tokenizer,
+        training={},
+        dtype=dtype,
+    )
+    stored = checkpoint.load_weights(tmp_path / "half")
+    assert stored.pop("steps").dtype == torch.int64
+    for name, tensor in original.model.state_dict().items():
+        assert stored[name].dtype == dtype
+        assert torch.equal(stored[name], tensor.to(dtype))
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.7 * (
+        tiny_folder / "model.safetensors"
+    ).stat().st_size
+
+
+def test_a_weight_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        checkpoint.save(
+            tmp_path / "half",
+            {"fine": torch.ones(2), "scale": torch.tensor([1.0, -70000.0])},
+            config=ModelConfig(),
+            tokenizer=tiny.make_tokenizer(),
+            training={},
+            dtype=torch.float16,
+        )
+    assert str(caught.value) == ("scale has the weight 70000, too large for torch.float16; store it in torch.float32")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_frame_lasts_whole_samples_where_the_hop_is_none() -> None:
     loaded = tiny.make_loaded()
     assert loaded.frame_s == pytest.approx(0.04)

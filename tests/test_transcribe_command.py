@@ -12,8 +12,9 @@ import pytest
 import soundfile
 import tiny
 
+from asr import recognition
 from asr.checkpoint import LoadedModel
-from asr.cli import DECODINGS, main
+from asr.cli import DECODINGS, PRECISIONS, main
 from asr.confidence import Calibration
 from asr.decoding.search import MODES, DecodingConfig
 from asr.transcribe import transcribe, transcribe_files
@@ -290,6 +291,7 @@ def test_an_output_folder_that_is_a_file_is_refused(workplace: Path, capsys: pyt
 
 def test_the_command_knows_all_ways_to_search() -> None:
     assert DECODINGS == MODES
+    assert PRECISIONS == recognition.PRECISIONS
 
 
 def test_a_language_model_and_hotwords_take_part(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

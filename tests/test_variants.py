@@ -7,7 +7,16 @@ import pytest
 
 from asr.confidence import UNCALIBRATED, Calibration
 from asr.decoding.search import DecodingConfig, FusionConfig
-from asr.variants import TunedSearch, read_tuned, variant_name, variants, with_weights, write_tuned
+from asr.variants import (
+    DefaultSearch,
+    TunedSearch,
+    read_default,
+    read_tuned,
+    variant_name,
+    variants,
+    with_weights,
+    write_tuned,
+)
 
 LM = FusionConfig(ngram=Path("a.arpa"), neural=Path("lm"))
 
@@ -102,3 +111,21 @@ def test_errors_of_a_file_of_tuned_searches(tmp_path: Path, content: str, messag
 def test_a_missing_file_says_who_writes_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file; recipes/tune_decoding\.py writes it$"):
         read_tuned(tmp_path / "decoding.json")
+
+
+def test_a_default_search_stays_when_others_are_tuned(tmp_path: Path) -> None:
+    path = tmp_path / "decoding.json"
+    assert read_default(path) is None
+    write_tuned(path, {"joint": TunedSearch(weights={"ctc_weight": 0.4})}, about={})
+    assert read_default(path) is None
+    write_tuned(path, {}, about={}, default=DefaultSearch(mode="joint", beam_size=6))
+    write_tuned(path, {"greedy": TunedSearch()}, about={})
+    assert read_default(path) == DefaultSearch(mode="joint", beam_size=6)
+    assert read_tuned(path)["joint"].weights == {"ctc_weight": 0.4} and "greedy" in read_tuned(path)
+
+
+def test_a_default_search_must_be_one_that_there_is() -> None:
+    with pytest.raises(ValueError, match=r"^decoding\.mode is 'loud'; choose one of greedy"):
+        DefaultSearch(mode="loud")
+    with pytest.raises(ValueError, match=r"^decoding\.beam_size is 0; it must be at least 1$"):
+        DefaultSearch(mode="joint", beam_size=0)

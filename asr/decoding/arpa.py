@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from asr.decoding import compact_ngram
 from asr.decoding.ngram import (
     SENTENCE_END,
     SENTENCE_START,
@@ -49,16 +50,18 @@ _ROWS_WRITTEN_AT_ONCE = 2**16
 
 
 def load_ngram(path: Path) -> NgramModel:
-    """Loads an n-gram model from an ARPA file, plain, .gz or .xz.
+    """Loads an n-gram model from an ARPA file, plain, .gz or .xz, or from a compact one (.ngram).
 
-    The first time the file is parsed, and what was read is written beside it as `NAME.cache.safetensors`. Later the
+    The first time an ARPA file is parsed, and what was read is written beside it as `NAME.cache.safetensors`. Later the
     cache is mapped into memory, as long as size and time of the ARPA file are those that the cache was made from. Where
     the cache cannot be written, the file is parsed every time.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is no sound ARPA file, see `read_arpa`.
+        ValueError: If it is no sound file, see `read_arpa` and `asr.decoding.compact_ngram.read_compact`.
     """
+    if path.suffix == compact_ngram.SUFFIX:
+        return NgramModel(compact_ngram.read_compact(path))
     cache = path.with_name(f"{path.name}.cache.safetensors")
     status = path.stat()
     source = {"size": str(status.st_size), "mtime_ns": str(status.st_mtime_ns)}
@@ -70,6 +73,11 @@ def load_ngram(path: Path) -> NgramModel:
             save_tables(temporary, tables, source)
             temporary.chmod(status.st_mode)  # who may read the one may read the other
     return NgramModel(tables)
+
+
+def read_ngram(path: Path) -> NgramTables:
+    """Reads an n-gram model as plain data; files and errors as of `load_ngram`, without a cache."""
+    return compact_ngram.read_compact(path) if path.suffix == compact_ngram.SUFFIX else read_arpa(path)
 
 
 def read_arpa(path: Path) -> NgramTables:

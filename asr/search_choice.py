@@ -1,0 +1,88 @@
+"""How to search with a model: what its folder proposes, and what its user asks for instead."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asr.decoding.search import DecodingConfig, FusionConfig
+from asr.variants import TUNED_FILE, TunedSearch, find_tuned, read_default
+
+OWN_NGRAM = "words.ngram"  # a language model beside the weights, which takes part in every beam search
+NO_MODEL = Path("none")  # in place of a language model's path: without any
+
+_WITH_NEURAL = ("attention", "joint", "rescore")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """What a user asks for; None leaves it to the model's folder.
+
+    Attributes:
+        mode: Of `DecodingConfig.mode`.
+        beam_size: Hypotheses kept in every step.
+        lms: Language models: files of n-grams, folders of neural models, at most one of each. A file takes the place of
+            the folder's own. `none` alone leaves that out.
+        hotwords: A file of words and phrases to expect.
+    """
+
+    mode: str | None = None
+    beam_size: int | None = None
+    lms: tuple[Path, ...] = ()
+    hotwords: Path | None = None
+
+
+def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig, TunedSearch]:
+    """How to search with the model of a folder, and what was tuned for that.
+
+    The mode is the one that is asked for, else the folder's default, else greedy search. Where the default has no place
+    for a language model or hotwords that are asked for, it is joint search with a neural model, and prefix beam search
+    without.
+
+    Args:
+        folder: Of a recogniser; it may hold `decoding.json` and a language model, `words.ngram`.
+        options: What is asked for.
+
+    Raises:
+        ValueError: If the options do not fit together, or `decoding.json` is broken.
+    """
+    default = read_default(folder / TUNED_FILE)
+    models = _by_kind(options.lms)
+    mode = options.mode or (default.mode if default else "greedy")
+    if options.mode is None and "neural" in models and mode not in _WITH_NEURAL:
+        mode = "joint"
+    elif options.mode is None and mode == "greedy" and (models or options.hotwords):
+        mode = "prefix_beam"
+    if mode == "greedy" and options.beam_size is not None:
+        raise ValueError(
+            f"--beam-size is {options.beam_size}, but greedy search has no beam; choose another --decoding"
+        )
+    own = folder / OWN_NGRAM
+    if mode != "greedy" and NO_MODEL not in options.lms and own.is_file():
+        models.setdefault("ngram", own)
+    config = DecodingConfig(
+        mode=mode,
+        beam_size=_first(options.beam_size, default.beam_size if default else None, DecodingConfig().beam_size),
+        lm=FusionConfig(ngram=models.get("ngram"), neural=models.get("neural")),
+        hotwords=options.hotwords,
+    )
+    return config, find_tuned(folder, config)
+
+
+def _by_kind(paths: Sequence[Path]) -> dict[str, Path]:
+    """Language models by kind, `ngram` or `neural`."""
+    if NO_MODEL in paths:
+        if len(paths) > 1:
+            raise ValueError(f"--lm names {' and '.join(map(str, paths))}; give none alone, or leave it out")
+        return {}
+    models: dict[str, Path] = {}
+    for path in paths:
+        kind = "neural" if path.is_dir() else "ngram"
+        if kind in models:
+            raise ValueError(f"--lm names {models[kind]} and {path}; give one {kind} language model")
+        models[kind] = path
+    return models
+
+
+def _first(*values: int | None) -> int:
+    """The first value that is given."""
+    return next(value for value in values if value is not None)

@@ -1,0 +1,79 @@
+"""Makes a folder to release of a trained run: python recipes/release.py model=runs/an4 output=released ngram=lm.arpa"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from launching import launch
+from model_card import card_text
+from schema import ReleaseRecipe
+
+from asr import checkpoint
+from asr.decoding.arpa import read_ngram
+from asr.decoding.compact_ngram import write_compact
+from asr.model_figures import collect_figures, size, write_figures
+from asr.report import table
+from asr.search_choice import OWN_NGRAM
+from asr.variants import TUNED_FILE, DefaultSearch, TunedSearch, read_tuned, write_tuned
+
+
+def refuse_output(output: Path, model: Path) -> None:
+    """Checks that the folder that gets replaced is not one that is needed.
+
+    Raises:
+        ValueError: If it holds the model that is released, or something that is no model.
+    """
+    if output.resolve() in (model.resolve(), *model.resolve().parents):
+        raise ValueError(f"output is {output}, which holds the model itself; name another folder")
+    if output.exists() and not (output / "config.json").is_file() and any(output.iterdir()):
+        raise ValueError(f"{output} holds something that is no model; name another folder, or remove it")
+
+
+def choose_tuned(recipe: ReleaseRecipe, source: Path) -> dict[str, TunedSearch]:
+    """What was tuned for the ways to search that work with the released files alone, by name.
+
+    Raises:
+        ValueError: If nothing was tuned for the search that the model is released with.
+    """
+    lms = ("", "ngram") if recipe.ngram else ("",)
+    found = read_tuned(source) if source.is_file() else {}
+    default = f"{recipe.mode}+ngram" if recipe.ngram else recipe.mode
+    if recipe.mode != "greedy" and default not in found:
+        raise ValueError(f"{source} holds nothing of {default}; tune it with recipes/tune_decoding.py, or set mode=")
+    tuned = {}
+    for name, each in found.items():
+        if name.partition("+")[2] in lms:
+            manifest = Path(each.development.get("manifest", "")).name  # its folders mean nothing elsewhere
+            tuned[name] = replace(each, development=each.development | {"manifest": manifest})
+    return tuned
+
+
+def run(recipe: ReleaseRecipe) -> None:
+    """Writes weights, tokenizer, language model, tuned searches, figures and card; prints files and sizes."""
+    loaded = checkpoint.load(recipe.model)
+    refuse_output(recipe.output, loaded.path)
+    figures = collect_figures(recipe.results)
+    tuned = choose_tuned(recipe, recipe.tuned or loaded.path / TUNED_FILE)
+    default = DefaultSearch(mode=recipe.mode, beam_size=recipe.beam_size)
+    # Read before the output is replaced: it may hold this very file.
+    tables = read_ngram(recipe.ngram) if recipe.ngram else None
+    checkpoint.save(
+        recipe.output, loaded.model.state_dict(), config=loaded.config, tokenizer=loaded.tokenizer,
+        training=loaded.training, dtype=getattr(torch, recipe.precision),
+    )  # fmt: skip
+    if tables:
+        write_compact(recipe.output / OWN_NGRAM, tables)
+    write_tuned(recipe.output / TUNED_FILE, tuned, about={}, default=default)
+    if figures:
+        write_figures(recipe.output, figures)
+    files = sorted(recipe.output.iterdir())
+    card = card_text(recipe.card, loaded, default=default, figures=figures, files=files)
+    (recipe.output / "README.md").write_text(card, encoding="utf-8")
+    files = sorted(recipe.output.iterdir())
+    total = sum(file.stat().st_size for file in files)
+    print(table([*([file.name, size(file)] for file in files), ["together", f"{total / 1e6:.1f} MB"]]))
+    print(f"asr transcribe speech.flac --model {recipe.output}")
+
+
+if __name__ == "__main__":
+    launch("release", run)

@@ -1,0 +1,117 @@
+"""How to search: what the folder proposes, what is asked for instead, and what does not fit together."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from asr.confidence import UNCALIBRATED, Calibration
+from asr.search_choice import NO_MODEL, OWN_NGRAM, SearchOptions, choose_search
+from asr.variants import DefaultSearch, TunedSearch, write_tuned
+
+TUNED = {
+    "joint+ngram": TunedSearch(weights={"lm.ngram_weight": 0.7}, calibration=Calibration(bias=0.5)),
+    "joint": TunedSearch(weights={"ctc_weight": 0.4}),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Proposes joint search with beam 7 and has a language model of its own; `lm` is the folder of a neural one."""
+    write_tuned(tmp_path / "decoding.json", TUNED, about={}, default=DefaultSearch(mode="joint", beam_size=7))
+    (tmp_path / OWN_NGRAM).touch()
+    (tmp_path / "lm").mkdir()
+    return tmp_path
+
+
+def test_without_options_a_folder_decides(folder: Path) -> None:
+    config, tuned = choose_search(folder, SearchOptions())
+    assert (config.mode, config.beam_size, config.lm.ngram, config.lm.neural) == ("joint", 7, folder / OWN_NGRAM, None)
+    assert tuned.weights == {"lm.ngram_weight": 0.7} and tuned.calibration == Calibration(bias=0.5)
+
+
+def test_a_folder_that_proposes_nothing_is_searched_greedily(tmp_path: Path) -> None:
+    config, tuned = choose_search(tmp_path, SearchOptions())
+    assert (config.mode, config.beam_size, config.lm.ngram) == ("greedy", 10, None)
+    assert tuned.weights == {} and tuned.calibration == UNCALIBRATED
+
+
+def test_greedy_search_leaves_the_own_language_model_alone(folder: Path) -> None:
+    assert choose_search(folder, SearchOptions(mode="greedy"))[0].lm.ngram is None
+
+
+def test_the_own_language_model_takes_part_in_every_beam_search(folder: Path) -> None:
+    for mode in ("prefix_beam", "attention", "joint", "rescore"):
+        assert choose_search(folder, SearchOptions(mode=mode))[0].lm.ngram == folder / OWN_NGRAM
+
+
+def test_the_own_language_model_can_be_replaced_or_left_out(folder: Path) -> None:
+    other = Path("other.arpa")
+    assert choose_search(folder, SearchOptions(lms=(other,)))[0].lm.ngram == other
+    config, tuned = choose_search(folder, SearchOptions(lms=(NO_MODEL,)))
+    assert config.lm.ngram is None and tuned.weights == {"ctc_weight": 0.4}
+
+
+def test_a_neural_model_joins_the_own_one(folder: Path) -> None:
+    config, _ = choose_search(folder, SearchOptions(lms=(folder / "lm",), beam_size=3))
+    assert (config.mode, config.beam_size) == ("joint", 3)
+    assert (config.lm.ngram, config.lm.neural) == (folder / OWN_NGRAM, folder / "lm")
+
+
+@pytest.mark.parametrize(
+    ("default", "options", "mode"),
+    [
+        ("greedy", SearchOptions(lms=(Path("a.arpa"),)), "prefix_beam"),
+        ("greedy", SearchOptions(hotwords=Path("names.txt")), "prefix_beam"),
+        ("joint", SearchOptions(hotwords=Path("names.txt")), "joint"),
+        ("rescore", SearchOptions(lms=(Path("a.arpa"),)), "rescore"),
+        ("joint", SearchOptions(mode="greedy"), "greedy"),
+    ],
+)
+def test_what_is_asked_for_finds_a_search_with_a_place_for_it(
+    tmp_path: Path, default: str, options: SearchOptions, mode: str
+) -> None:
+    write_tuned(tmp_path / "decoding.json", {}, about={}, default=DefaultSearch(mode=default))
+    assert choose_search(tmp_path, options)[0].mode == mode
+
+
+@pytest.mark.parametrize("default", ["greedy", "prefix_beam"])
+def test_a_neural_model_brings_joint_search_where_the_default_has_no_place_for_it(tmp_path: Path, default: str) -> None:
+    write_tuned(tmp_path / "decoding.json", {}, about={}, default=DefaultSearch(mode=default))
+    config, _ = choose_search(tmp_path, SearchOptions(lms=(tmp_path,)))
+    assert (config.mode, config.lm.neural) == ("joint", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            SearchOptions(mode="greedy", beam_size=7),
+            "--beam-size is 7, but greedy search has no beam; choose another --decoding",
+        ),
+        (
+            SearchOptions(lms=(Path("a.arpa"), Path("b.ngram"))),
+            "--lm names a.arpa and b.ngram; give one ngram language model",
+        ),
+        (
+            SearchOptions(lms=(Path("none"), Path("b.ngram"))),
+            "--lm names none and b.ngram; give none alone, or leave it out",
+        ),
+        (SearchOptions(mode="loud"), "decoding.mode is 'loud'; choose one of greedy, prefix_beam"),
+        (
+            SearchOptions(mode="greedy", hotwords=Path("a.txt")),
+            "decoding.hotwords is a.txt, which has no place in mode",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_together(folder: Path, options: SearchOptions, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        choose_search(folder, options)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("default", [{"mode": "loud"}, {"beam_size": 4}, {"mode": "joint", "beam_size": 0}, "joint"])
+def test_a_broken_proposal_is_one_line(tmp_path: Path, default: object) -> None:
+    (tmp_path / "decoding.json").write_text(json.dumps({"default": default, "searches": {}}))
+    with pytest.raises(ValueError, match=r"decoding\.json: not a file of tuned searches \(.*\); write it with recipes"):
+        choose_search(tmp_path, SearchOptions())
