@@ -227,17 +227,12 @@ def preload(
 
     # Decoders release Python's lock, so threads suffice.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waveforms = pool.map(read, utterances)
-        return list(
-            tqdm(
-                waveforms,
-                "reading audio",
-                len(utterances),
-                unit="file",
-                disable=None if progress else True,
-                leave=False,
-            )
-        )
+        reading = pool.map(read, utterances)
+        hidden = None if progress else True
+        waveforms = list(tqdm(reading, "reading audio", len(utterances), unit="file", disable=hidden, leave=False))
+    size_gb = sum(waveform.nbytes for waveform in waveforms) / 1e9
+    logger.info("all audio is in memory, %.2f of at most %g GB (loader.cache_gb)", size_gb, max_gb)
+    return waveforms
 
 
 @dataclass(frozen=True, slots=True)
