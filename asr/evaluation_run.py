@@ -24,7 +24,7 @@ from asr.data import manifest
 from asr.data.manifest import Utterance
 from asr.decoding.hypothesis import align
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
-from asr.phrase_recall import phrase_recall
+from asr.phrase_recall import phrase_recall, wer_of_rest
 from asr.recognition import SearchBuilder, recognize_utterances
 from asr.tokenizer import Tokenizer
 
@@ -159,7 +159,8 @@ def _score(
         "confidence": _judge(confidences, correct, calibration),
     }
     if listed:
-        results["listed_words"] = phrase_recall(references, texts, listed).to_dict()
+        found = phrase_recall(references, texts, listed)
+        results["listed_words"] = found.to_dict() | {"wer_of_rest": wer_of_rest(score.alignments, listed)}
     diagram = reliability_diagram(reliability(confidences, correct)) if confidences else ""
     _write(folder, score, results, {each.id: texts[each.id] for each in utterances}, diagram)
     return score, results

@@ -1,9 +1,10 @@
-"""How well a recogniser finds words and phrases that matter more than others."""
+"""How well a recogniser finds words and phrases that matter more than others, and what becomes of the rest."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from asr.evaluate import Alignment
 from asr.text import normalize
 
 
@@ -55,6 +56,28 @@ def phrase_recall(references: Mapping[str, str], hypotheses: Mapping[str, str], 
             found += min(said, heard)
             false += max(0, heard - said)
     return PhraseRecall(spoken, found, false)
+
+
+def wer_of_rest(alignments: Iterable[Alignment], phrases: Iterable[str]) -> float | None:
+    """Word error rate of all words that no phrase has, which biasing may harm (the "U-WER" of Le et al. 2021).
+
+    A substitution or deletion belongs to the word that was said, an insertion to the word that was heard.
+
+    Args:
+        alignments: Of `asr.evaluate.score`.
+        phrases: Words and phrases; normalised as in `phrase_recall`.
+
+    Returns:
+        Errors of the rest per word of the rest that was said; None where none was.
+    """
+    listed = {word for phrase in phrases for word in normalize(phrase).split()}
+    words = errors = 0
+    for alignment in alignments:
+        for said, heard in alignment.pairs:
+            if (said or heard) not in listed:
+                words += bool(said)
+                errors += said != heard
+    return errors / words if words else None
 
 
 def _count(text: str, phrase: str) -> int:

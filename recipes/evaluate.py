@@ -29,9 +29,10 @@ def run(recipe: EvaluateRecipe) -> None:
             shown = f"{path.stem} {name}" if len(found) > 1 else path.stem
             folder = recipe.output / path.stem / name if len(found) > 1 else recipe.output / path.stem
             scores[shown] = score
-            recall = results.get("listed_words", {}).get("recall")
-            listed = "" if recall is None else f"{recall:.1%} of the listed words found; "
-            speeds.append(f"{shown}: {results['rtfx']:.0f} times real time; {listed}{folder}/results.json")
+            found = results.get("listed_words", {})
+            listed = "" if found.get("recall") is None else f"{found['recall']:.1%} of the listed words found; "
+            rest = "" if found.get("wer_of_rest") is None else f"WER of all others {found['wer_of_rest']:.2%}; "
+            speeds.append(f"{shown}: {results['rtfx']:.0f} times real time; {listed}{rest}{folder}/results.json")
     print(report.summary_table(scores))
     print("\n".join(speeds))
 

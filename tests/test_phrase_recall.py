@@ -2,7 +2,8 @@
 
 import pytest
 
-from asr.phrase_recall import PhraseRecall, phrase_recall
+from asr.evaluate import score
+from asr.phrase_recall import PhraseRecall, phrase_recall, wer_of_rest
 
 
 def test_occurrences_are_counted_as_whole_words_in_each_utterance() -> None:
@@ -25,3 +26,15 @@ def test_nothing_spoken_has_no_recall() -> None:
 def test_an_utterance_without_hypothesis_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^utterance b has no hypothesis; recognise it, or leave it out of the ref"):
         phrase_recall({"a": "x", "b": "x"}, {"a": "x"}, ["x"])
+
+
+def test_errors_of_the_rest_are_those_of_words_that_no_phrase_has() -> None:
+    references = {"a": "ann met bob in york", "b": "nothing new"}
+    hypotheses = {"a": "and met bob york", "b": "ann nothing knew so"}
+    # Ann -> and and the inserted ann are the list's; in is deleted, new -> knew, so is inserted.
+    found = wer_of_rest(score(references, hypotheses, num_draws=1).alignments, ["Ann", "york"])
+    assert found == pytest.approx(3 / 5)
+
+
+def test_without_a_rest_there_is_no_rate() -> None:
+    assert wer_of_rest(score({"a": "ann"}, {"a": "an"}, num_draws=1).alignments, ["ann"]) is None

@@ -320,7 +320,7 @@ def test_searches_are_tuned_and_then_scored_side_by_side(
     assert results["decoding"]["lm"]["ngram"] == str(lm)
     weights = read_tuned(tuned)["joint+ngram"].weights
     assert results["decoding"]["lm"]["ngram_weight"] == weights["lm.ngram_weight"]
-    assert results["listed_words"].keys() == {"spoken", "found", "false", "recall"}
+    assert results["listed_words"].keys() == {"spoken", "found", "false", "recall", "wer_of_rest"}
     assert results["confidence"]["calibration"] == read_tuned(tuned)["joint+ngram"].calibration.to_dict()
     assert "test joint+ngram" in capsys.readouterr().out
 
