@@ -174,8 +174,9 @@ def _model(loaded: LoadedModel, default: DefaultSearch, files: Sequence[Path]) -
     has_ngram = any(file.name == OWN_NGRAM for file in files)
     blocks = "one block" if decoder.num_layers == 1 else f"{decoder.num_layers} blocks"
     attention = f" and an attention decoder of {blocks}" if decoder.num_layers else ""
+    family = "an E-Branchformer" if encoder.block == "ebranchformer" else "a Conformer"
     lines = [
-        f"{loaded.model.num_parameters() / 1e6:.2f} million parameters: a Conformer encoder of {encoder.num_layers} "
+        f"{loaded.model.num_parameters() / 1e6:.2f} million parameters: {family} encoder of {encoder.num_layers} "
         f"blocks of width {encoder.width}, a CTC head{attention}, over "
         f"{loaded.tokenizer.vocab_size} {tokens}.",
         f"It hears {features.sample_rate / 1000:g} kHz audio as {features.num_mels} log-mel bands every "

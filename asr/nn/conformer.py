@@ -1,4 +1,4 @@
-"""The Conformer encoder (Gulati et al. 2020): feed-forward, attention, convolution, feed-forward."""
+"""The encoder: subsampling and a stack of blocks, those of the Conformer (Gulati et al. 2020) or others."""
 
 # B utterances, T feature frames, T' encoder frames, F mel bins, D width
 
@@ -6,26 +6,34 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.nn.attention import RelativeAttention
 from asr.nn.blocks import runner
+from asr.nn.depthwise import DepthwiseConv
 from asr.nn.dropout import Dropout
+from asr.nn.ebranchformer import EBranchformerBlock
+from asr.nn.feedforward import FeedForward
 from asr.nn.masks import valid_mask
-from asr.nn.subsampling import FACTORS, ConvSubsampling
+from asr.nn.subsampling import FACTORS, SUBSAMPLING_KINDS, ConvSubsampling
+
+BLOCKS = ("conformer", "ebranchformer")
 
 
 @dataclass(slots=True, kw_only=True)
 class EncoderConfig:
-    """Sizes of a Conformer encoder.
+    """Kind and sizes of an encoder.
 
     Attributes:
-        num_layers: Number of Conformer blocks.
+        block: `conformer`, or `ebranchformer` (Kim et al. 2022), whose attention and convolution work side by side.
+        num_layers: Number of blocks.
         width: Width D of the frames; a multiple of `num_heads`.
         num_heads: Attention heads.
         feedforward_width: Inner width of the two feed-forward modules.
         kernel_size: Frames that the depthwise convolution sees, odd.
+        cgmlp_width: Inner width of the convolutional gating MLP of an E-Branchformer block, even; 0 for a Conformer.
+        merge_kernel_size: Frames that the convolution of its merged branches sees, odd; 0 for a Conformer.
+        subsampling_kind: `conv`, or `separable` (Rekesh et al. 2023) for less work with as many channels.
         subsampling: Feature frames to one encoder frame, 4 or 8.
         subsampling_channels: Channels of the subsampling convolutions.
         dropout: Probability of dropping an activation in training, in [0, 1).
@@ -33,11 +41,15 @@ class EncoderConfig:
         intermediate_layers: Blocks, counted from 1, whose output also gets a CTC loss (Lee & Watanabe 2021).
     """
 
+    block: str = "conformer"
     num_layers: int = 8
     width: int = 144
     num_heads: int = 4
     feedforward_width: int = 576
     kernel_size: int = 15
+    cgmlp_width: int = 0
+    merge_kernel_size: int = 0
+    subsampling_kind: str = "conv"
     subsampling: int = 4
     subsampling_channels: int = 64
     dropout: float = 0.1
@@ -45,6 +57,9 @@ class EncoderConfig:
     intermediate_layers: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for name, known in (("block", BLOCKS), ("subsampling_kind", SUBSAMPLING_KINDS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"encoder.{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
         for name in ("num_layers", "width", "num_heads", "feedforward_width", "subsampling_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"encoder.{name} is {getattr(self, name)}; it must be at least 1")
@@ -60,6 +75,27 @@ class EncoderConfig:
         outside = [n for n in self.intermediate_layers if not 1 <= n < self.num_layers]
         if outside:
             raise ValueError(f"encoder.intermediate_layers has {outside}; choose from 1 to {self.num_layers - 1}")
+        self._check_branches()
+
+    def _check_branches(self) -> None:
+        if self.block == "conformer":
+            for name in ("cgmlp_width", "merge_kernel_size"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"encoder.{name} is {getattr(self, name)}, which encoder.block=conformer has no use for; "
+                        "set it to 0, or encoder.block=ebranchformer"
+                    )
+            return
+        if self.cgmlp_width < 2 or self.cgmlp_width % 2:
+            raise ValueError(
+                f"encoder.cgmlp_width is {self.cgmlp_width}; encoder.block=ebranchformer splits it in two halves: "
+                f"it must be even and at least 2, such as 6 times the width, {6 * self.width}"
+            )
+        if self.merge_kernel_size < 1 or self.merge_kernel_size % 2 == 0:
+            raise ValueError(
+                f"encoder.merge_kernel_size is {self.merge_kernel_size}; it must be odd, so that frames stay in place, "
+                f"such as encoder.kernel_size, {self.kernel_size}"
+            )
 
 
 @dataclass(slots=True)
@@ -77,20 +113,6 @@ class EncoderOutput:
     intermediate: list[Tensor]
 
 
-class FeedForward(nn.Sequential):
-    """Layer norm, expansion, SiLU, projection (Gulati et al. 2020, section 2.1.3)."""
-
-    def __init__(self, width: int, *, inner_width: int, dropout: float) -> None:
-        super().__init__(
-            nn.LayerNorm(width),
-            nn.Linear(width, inner_width),
-            nn.SiLU(),
-            Dropout(dropout),
-            nn.Linear(inner_width, width),
-            Dropout(dropout),
-        )
-
-
 class ConvModule(nn.Module):
     """Gated pointwise convolution, depthwise convolution, norm, SiLU, pointwise (Gulati et al. 2020, section 2.1.2).
 
@@ -103,7 +125,7 @@ class ConvModule(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 2 * width)
         self.gate = nn.GLU()
-        self.depthwise = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+        self.depthwise = DepthwiseConv(width, kernel_size=kernel_size)
         self.depthwise_norm = nn.LayerNorm(width)
         self.activation = nn.SiLU()
         self.project = nn.Linear(width, width)
@@ -112,21 +134,8 @@ class ConvModule(nn.Module):
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """Maps (B, T', D) to (B, T', D); `valid` is (B, T', 1), False on padding."""
         x = self.gate(self.expand(self.norm(x)))
-        x = self._convolve(x * valid.to(x.dtype))  # a product with booleans is slow on processors
+        x = self.depthwise(x * valid.to(x.dtype))  # a product with booleans is slow on processors
         return self.dropout(self.project(self.activation(self.depthwise_norm(x))))
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        """The depthwise convolution over time, of frames that stay as they lie in memory, channel beside channel.
-
-        A convolution in one dimension would have every channel's frames side by side: two transposed copies, and a
-        kernel that is several times slower on processors. In two dimensions, one of them of size one, the frames are
-        already what PyTorch calls channels-last.
-        """
-        conv = self.depthwise
-        planes = x.transpose(1, 2).unsqueeze(-1)  # (B, D, T', 1)
-        weight = conv.weight.unsqueeze(-1)  # (D, 1, K, 1)
-        planes = F.conv2d(planes, weight, conv.bias, padding=(conv.kernel_size[0] // 2, 0), groups=conv.groups)
-        return planes.squeeze(-1).transpose(1, 2)  # (B, T', D)
 
 
 class ConformerBlock(nn.Module):
@@ -153,11 +162,29 @@ class ConformerBlock(nn.Module):
         return self.norm(x)
 
 
+Block = ConformerBlock | EBranchformerBlock
+
+
+def _build_block(config: EncoderConfig) -> Block:
+    if config.block == "conformer":
+        return ConformerBlock(config)
+    return EBranchformerBlock(
+        config.width,
+        num_heads=config.num_heads,
+        feedforward_width=config.feedforward_width,
+        cgmlp_width=config.cgmlp_width,
+        kernel_size=config.kernel_size,
+        merge_kernel_size=config.merge_kernel_size,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+    )
+
+
 class ConformerEncoder(nn.Module):
-    """Subsampling and a stack of Conformer blocks.
+    """Subsampling and a stack of blocks, of the Conformer or of another kind.
 
     Args:
-        config: Sizes.
+        config: Kind and sizes.
         num_mels: Number of mel bins F of the features.
 
     Attributes:
@@ -169,15 +196,19 @@ class ConformerEncoder(nn.Module):
         self.intermediate_layers = frozenset(config.intermediate_layers)
         self.width = config.width
         self.subsampling = ConvSubsampling(
-            num_mels, config.width, factor=config.subsampling, channels=config.subsampling_channels
+            num_mels,
+            config.width,
+            factor=config.subsampling,
+            channels=config.subsampling_channels,
+            kind=config.subsampling_kind,
         )
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(_build_block(config) for _ in range(config.num_layers))
         self.checkpoint_activations = False
 
-    def layers(self) -> list[ConformerBlock]:
+    def layers(self) -> list[Block]:
         """The blocks, first to last."""
-        return cast(list[ConformerBlock], list(self.blocks))
+        return cast(list[Block], list(self.blocks))
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Encoder frames for these numbers of feature frames, both integers (B,)."""

@@ -1,6 +1,7 @@
 """Blocks: what they compute does not change by computing it twice, and they compile whole."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -19,6 +20,17 @@ VOCAB_SIZE = 6
 def encoder() -> tuple[nn.Module, tuple[Tensor, ...]]:
     module = ConformerEncoder(tiny.make_encoder_config(dropout=0.3), num_mels=tiny.NUM_MELS)
     return module, (torch.randn(2, 30, tiny.NUM_MELS), LENGTHS)
+
+
+def ebranchformer() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    config = replace(
+        tiny.make_encoder_config(dropout=0.3),
+        block="ebranchformer",
+        cgmlp_width=24,
+        merge_kernel_size=3,
+        subsampling_kind="separable",
+    )
+    return ConformerEncoder(config, num_mels=tiny.NUM_MELS), (torch.randn(2, 30, tiny.NUM_MELS), LENGTHS)
 
 
 def decoder() -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -45,7 +57,7 @@ def loss_and_gradients(module: nn.Module, inputs: tuple[Tensor, ...], *, dtype: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("make", [encoder, decoder, language_model])
+@pytest.mark.parametrize("make", [encoder, ebranchformer, decoder, language_model])
 def test_checkpointed_activations_change_neither_loss_nor_gradients(make: Make, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     module, inputs = make()
@@ -63,7 +75,7 @@ def test_checkpointed_activations_change_neither_loss_nor_gradients(make: Make, 
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("make", [encoder, decoder, language_model])
+@pytest.mark.parametrize("make", [encoder, ebranchformer, decoder, language_model])
 def test_nothing_is_computed_twice_outside_of_training(make: Make) -> None:
     module, inputs = make()
     module.eval()
@@ -93,7 +105,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("make", [encoder, decoder])
+@pytest.mark.parametrize("make", [encoder, ebranchformer, decoder])
 def test_a_block_compiles_whole_for_batches_of_any_size(make: Make) -> None:
     module, inputs = make()
     module.eval()

@@ -154,19 +154,22 @@ def read_conf(group: str, name: str) -> dict[str, Any]:
     return settings
 
 
-def sizes() -> list[int]:
-    return sorted(int(path.stem.removeprefix("conformer_")[:-1]) for path in CONF.glob("encoder/conformer_*m.yaml"))
+def sizes(kind: str) -> list[int]:
+    return sorted(int(path.stem.removeprefix(f"{kind}_")[:-1]) for path in CONF.glob(f"encoder/{kind}_*m.yaml"))
 
 
 def test_there_is_a_model_of_every_size() -> None:
-    assert sizes() == [1, 5, 10, 30, 115]
+    assert sizes("conformer") == [1, 5, 10, 30, 115]
+    assert sizes("ebranchformer") == [1, 5, 10, 30]
 
 
-@pytest.mark.parametrize("millions", sizes())
-def test_a_model_has_about_the_size_that_its_name_says(millions: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "millions"), [(kind, size) for kind in ("conformer", "ebranchformer") for size in sizes(kind)]
+)
+def test_a_model_has_about_the_size_that_its_name_says(kind: str, millions: int) -> None:
     config = ModelConfig(
         features=FeatureConfig(**read_conf("features", "logmel80")),
-        encoder=EncoderConfig(**read_conf("encoder", f"conformer_{millions}m")),
+        encoder=EncoderConfig(**read_conf("encoder", f"{kind}_{millions}m")),
         decoder=DecoderConfig(**read_conf("decoder", f"transformer_{millions}m")),
     )
     tokenizer = CharTokenizer([chr(ord("a") + n) for n in range(26)] + ["'", " "])

@@ -4,6 +4,7 @@ Every case here compares a padded batch with batches of one without any padding.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from asr.nn.attention import MultiHeadAttention, RelativeAttention
-from asr.nn.conformer import ConformerBlock, ConformerEncoder, ConvModule, FeedForward
+from asr.nn.conformer import ConformerBlock, ConformerEncoder, ConvModule
 from asr.nn.decoder import TransformerDecoder
+from asr.nn.ebranchformer import EBranchformerBlock, GatingMLP, Merge
+from asr.nn.feedforward import FeedForward
 from asr.nn.masks import valid_mask
 from asr.nn.subsampling import ConvSubsampling
 
@@ -31,8 +34,8 @@ def frames(x: Tensor, lengths: Tensor) -> Tensor:
     return valid_mask(lengths, x.shape[1])[:, :, None]  # (B, T, 1)
 
 
-def subsampling(factor: int) -> Forward:
-    return tiny.randomized(ConvSubsampling(tiny.WIDTH, tiny.WIDTH, factor=factor, channels=4))
+def subsampling(factor: int, kind: str = "conv") -> Forward:
+    return tiny.randomized(ConvSubsampling(tiny.WIDTH, tiny.WIDTH, factor=factor, channels=4, kind=kind))
 
 
 def feedforward() -> Forward:
@@ -66,8 +69,34 @@ def conformer_block() -> Forward:
     return lambda x, lengths: (module(x, frames(x, lengths)), lengths)
 
 
-def encoder(factor: int) -> Forward:
-    config = tiny.make_encoder_config(subsampling=factor, intermediate_layers=(1,))
+def gating() -> Forward:
+    module = tiny.randomized(GatingMLP(tiny.WIDTH, inner_width=24, kernel_size=7, dropout=0.1))
+    return lambda x, lengths: (module(x, frames(x, lengths)), lengths)
+
+
+def merge() -> Forward:
+    module = tiny.randomized(Merge(tiny.WIDTH, kernel_size=7, dropout=0.1))
+    return lambda x, lengths: (module(x, x.flip(-1), frames(x, lengths)), lengths)
+
+
+def ebranchformer_block() -> Forward:
+    module = tiny.randomized(
+        EBranchformerBlock(
+            tiny.WIDTH,
+            num_heads=2,
+            feedforward_width=32,
+            cgmlp_width=24,
+            kernel_size=5,
+            merge_kernel_size=7,
+            dropout=0.1,
+            attention_dropout=0.1,
+        )
+    )
+    return lambda x, lengths: (module(x, frames(x, lengths)), lengths)
+
+
+def encoder(factor: int, **changes: str | int) -> Forward:
+    config = replace(tiny.make_encoder_config(subsampling=factor, intermediate_layers=(1,)), **changes)
     module = tiny.randomized(ConformerEncoder(config, num_mels=tiny.WIDTH))
 
     def forward(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,13 +148,21 @@ def decoder_steps() -> Forward:
 MODULES: dict[str, Callable[[], Forward]] = {
     "subsampling by 4": lambda: subsampling(4),
     "subsampling by 8": lambda: subsampling(8),
+    "separable subsampling by 4": lambda: subsampling(4, "separable"),
+    "separable subsampling by 8": lambda: subsampling(8, "separable"),
     "feed-forward": feedforward,
     "convolution": convolution,
     "attention": attention,
     "attention weights": attention_weights,
     "conformer block": conformer_block,
+    "gating MLP": gating,
+    "merge": merge,
+    "e-branchformer block": ebranchformer_block,
     "encoder by 4": lambda: encoder(4),
     "encoder by 8": lambda: encoder(8),
+    "separable encoder by 4": lambda: encoder(4, subsampling_kind="separable"),
+    "separable encoder by 8": lambda: encoder(8, subsampling_kind="separable"),
+    "e-branchformer by 4": lambda: encoder(4, block="ebranchformer", cgmlp_width=24, merge_kernel_size=3),
     "cross attention": cross_attention,
     "decoder over frames": decoder_frames,
     "decoder step by step": decoder_steps,
@@ -156,7 +193,7 @@ def test_padding_never_changes_a_valid_frame(name: str, garbage: float) -> None:
 
 
 @pytest.mark.parametrize("garbage", [NOT_A_NUMBER, float("inf")])
-@pytest.mark.parametrize("name", ["subsampling by 4", "subsampling by 8", "encoder by 4", "encoder by 8"])
+@pytest.mark.parametrize("name", [name for name in MODULES if "subsampling" in name or "r by" in name])
 @torch.no_grad()
 def test_the_encoder_takes_features_with_anything_behind_their_end(name: str, garbage: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -193,10 +230,11 @@ def test_frames_beyond_an_utterance_are_zero() -> None:
     assert output.frames[1, : int(output.lengths[1])].abs().min() > 0
 
 
+@pytest.mark.parametrize("kind", ["conv", "separable"])
 @pytest.mark.parametrize("factor", [4, 8])
 @torch.no_grad()
-def test_output_lengths_are_the_frames_that_come_out(factor: int) -> None:
-    module = ConvSubsampling(tiny.NUM_MELS, tiny.WIDTH, factor=factor, channels=2)
+def test_output_lengths_are_the_frames_that_come_out(factor: int, kind: str) -> None:
+    module = ConvSubsampling(tiny.NUM_MELS, tiny.WIDTH, factor=factor, channels=2, kind=kind)
     for length in range(1, 41):
         output, lengths = module(torch.zeros(1, length, tiny.NUM_MELS), torch.tensor([length]))
         assert output.shape[1] == int(lengths) == int(module.output_lengths(torch.tensor([length])))
@@ -215,3 +253,8 @@ def test_num_frames_foretells_the_frames_of_a_waveform(factor: int) -> None:
 def test_other_subsampling_factors_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"^subsampling factor 3 is not one of \(4, 8\)$"):
         ConvSubsampling(tiny.NUM_MELS, tiny.WIDTH, factor=3, channels=2)
+
+
+def test_other_kinds_of_subsampling_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^subsampling kind 'pool' is not one of conv, separable$"):
+        ConvSubsampling(tiny.NUM_MELS, tiny.WIDTH, factor=4, channels=2, kind="pool")

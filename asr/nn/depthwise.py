@@ -1,0 +1,87 @@
+"""Depthwise convolutions, each channel by itself, of frames that stay as they lie in memory: channel beside channel."""
+
+# B utterances, T frames, F frequency bins, C channels, K kernel size
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DepthwiseConv(nn.Conv1d):
+    """A depthwise convolution over time that keeps the number of frames.
+
+    A convolution in one dimension would have every channel's frames side by side: two transposed copies, and a kernel
+    that is several times slower on processors. In two dimensions, one of them of size one, the frames are already what
+    PyTorch calls channels-last.
+
+    Args:
+        channels: Number of channels C.
+        kernel_size: Frames K that an output sees, odd.
+    """
+
+    def __init__(self, channels: int, *, kernel_size: int) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, T, C) to (B, T, C); beyond both ends it sees zeros."""
+        planes = x.transpose(1, 2).unsqueeze(-1)  # (B, C, T, 1)
+        weight = self.weight.unsqueeze(-1)  # (C, 1, K, 1)
+        planes = F.conv2d(planes, weight, self.bias, padding=(self.kernel_size[0] // 2, 0), groups=self.groups)
+        return planes.squeeze(-1).transpose(1, 2)  # (B, T, C)
+
+
+class HalvingDepthwiseConv(nn.Conv2d):
+    """A depthwise 3x3 convolution of stride 2 over time and frequency.
+
+    Args:
+        channels: Number of channels C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, stride=2, padding=1, groups=channels)
+        # PyTorch's own start keeps a third of the power, and the pointwise convolution behind it a third of that:
+        # little of the speech would be left beside the biases.
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+        nn.init.zeros_(cast(Tensor, self.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, T, F, C) to (B, ceil(T / 2), ceil(F / 2), C)."""
+        planes = x.permute(0, 3, 1, 2)  # (B, C, T, F)
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            planes = _HalvingInBfloat16.apply(planes, self.weight, self.bias)
+        else:
+            planes = F.conv2d(planes, self.weight, self.bias, stride=2, padding=1, groups=self.groups)
+        return planes.permute(0, 2, 3, 1)
+
+
+class _HalvingInBfloat16(torch.autograd.Function):
+    """The convolution in bfloat16, whose input gets its gradient in float32.
+
+    On processors, PyTorch's own gradient of the input in bfloat16 takes several times as long as that in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, planes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(planes, weight)
+        weight, bias = weight.to(planes.dtype), bias.to(planes.dtype)
+        return F.conv2d(planes, weight, bias, stride=2, padding=1, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        planes, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+
+        def gradients(inputs: Tensor, *, of_planes: bool) -> tuple[Tensor, Tensor, Tensor]:
+            kernel = weight.to(inputs.dtype).contiguous(memory_format=torch.channels_last)
+            return torch.ops.aten.convolution_backward(
+                *(grad.to(inputs.dtype), inputs, kernel, [len(weight)], [2, 2], [1, 1], [1, 1], False, [0, 0]),
+                *(len(weight), [of_planes, not of_planes, not of_planes]),
+            )
+
+        # For its own gradient, only the shape of the input matters: memory that is never written or read costs nothing.
+        shape_alone = torch.empty_like(planes, dtype=torch.float32, memory_format=torch.channels_last)
+        grad_planes, _, _ = gradients(shape_alone, of_planes=True)
+        _, grad_weight, grad_bias = gradients(planes, of_planes=False)
+        return grad_planes.to(planes.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)

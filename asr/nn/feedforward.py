@@ -1,0 +1,25 @@
+"""The feed-forward module of the encoder's blocks."""
+
+from torch import nn
+
+from asr.nn.dropout import Dropout
+
+
+class FeedForward(nn.Sequential):
+    """Layer norm, expansion, SiLU, projection (Gulati et al. 2020, section 2.1.3).
+
+    Args:
+        width: Width D of the frames.
+        inner_width: Width between expansion and projection.
+        dropout: Probability of dropping an activation in training, in [0, 1).
+    """
+
+    def __init__(self, width: int, *, inner_width: int, dropout: float) -> None:
+        super().__init__(
+            nn.LayerNorm(width),
+            nn.Linear(width, inner_width),
+            nn.SiLU(),
+            Dropout(dropout),
+            nn.Linear(inner_width, width),
+            Dropout(dropout),
+        )
