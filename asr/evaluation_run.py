@@ -12,21 +12,17 @@ from asr.checkpoint import LoadedModel
 from asr.confidence import (
     UNCALIBRATED,
     Calibration,
-    WordEvidence,
     correct_words,
     expected_calibration_error,
     normalized_cross_entropy,
     reliability,
     reliability_diagram,
-    word_evidence,
 )
 from asr.data import manifest
 from asr.data.manifest import Utterance
-from asr.decoding.hypothesis import align
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
 from asr.phrase_recall import phrase_recall, wer_of_rest
-from asr.recognition import SearchBuilder, recognize_utterances
-from asr.tokenizer import Tokenizer
+from asr.recognition import Heard, SearchBuilder, hear, recognize_utterances
 
 
 @dataclass(slots=True)
@@ -42,20 +38,6 @@ class _TimedSearch:
         found = self.search(encoding)
         self.seconds += time.perf_counter() - started
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """What was recognised in one utterance, and what speaks for each word of it."""
-
-    text: str
-    evidence: list[WordEvidence]
-
-
-def _hear(recognition: Recognition, tokenizer: Tokenizer) -> _Heard:
-    tokens = recognition.best.tokens
-    spans = align(recognition.log_probs, tokens)
-    return _Heard(tokenizer.decode(tokens), word_evidence(recognition.hypotheses, spans, tokenizer))
 
 
 def evaluate_manifest(
@@ -94,7 +76,7 @@ def evaluate_manifest(
     builder = SearchBuilder(loaded)
     searches = {name: _TimedSearch(builder.build(config)) for name, config in decodings.items()}
     started = time.perf_counter()
-    heard: dict[str, dict[str, _Heard]] = {name: {} for name in decodings}
+    heard: dict[str, dict[str, Heard]] = {name: {} for name in decodings}
     judged_s = 0.0
     for utterance, found in recognize_utterances(
         loaded.model,
@@ -106,7 +88,7 @@ def evaluate_manifest(
     ):
         judged = time.perf_counter()
         for name, recognition in found.items():
-            heard[name][utterance.id] = _hear(recognition, loaded.tokenizer)
+            heard[name][utterance.id] = hear(recognition, loaded.tokenizer)
         judged_s += time.perf_counter() - judged
     shared_s = time.perf_counter() - started - judged_s - sum(search.seconds for search in searches.values())
     results = {}
@@ -129,7 +111,7 @@ def evaluate_manifest(
 def _score(
     loaded: LoadedModel,
     utterances: list[Utterance],
-    heard: dict[str, _Heard],
+    heard: dict[str, Heard],
     *,
     folder: Path,
     set_name: str,

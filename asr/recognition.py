@@ -15,16 +15,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asr.checkpoint import LoadedModel
+from asr.confidence import WordEvidence, word_evidence
 from asr.data.dataset import load_utterance
 from asr.data.manifest import Utterance
 from asr.decoding.arpa import load_ngram
 from asr.decoding.hotwords import HotwordScorer, read_hotwords
+from asr.decoding.hypothesis import align
 from asr.decoding.scorers import Scorer
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search, encode
 from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer, fits_tokens
 from asr.lm_checkpoint import load_language_model
 from asr.nn.lm import LanguageModel
 from asr.nn.model import Recognizer
+from asr.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
 
@@ -287,3 +290,18 @@ def _load_batches(
         waveforms = [load_utterance(utterance, sample_rate=sample_rate) for utterance in batch]
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         yield batch, torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What was recognised in one utterance, and what speaks for each word of it."""
+
+    text: str
+    evidence: list[WordEvidence]
+
+
+def hear(recognition: Recognition, tokenizer: Tokenizer) -> Heard:
+    """The best hypothesis as text, with the evidence for its words."""
+    tokens = recognition.best.tokens
+    spans = align(recognition.log_probs, tokens)
+    return Heard(tokenizer.decode(tokens), word_evidence(recognition.hypotheses, spans, tokenizer))

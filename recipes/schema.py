@@ -14,6 +14,7 @@ from asr.data.librispeech import LibriSpeechConfig
 from asr.data.synthetic import SyntheticConfig
 from asr.decoding.search import DecodingConfig
 from asr.ngrams.training import NgramTrainingConfig
+from asr.pseudo_labels import SelectionConfig
 from asr.tokenizer import TokenizerConfig
 from asr.training.language import LanguageTrainingConfig
 from asr.training.run import TrainingConfig
@@ -153,6 +154,18 @@ class TuneRecipe:
             raise ValueError(f"num_utterances {self.num_utterances} and seed {self.seed} must not be negative")
 
 
+def tuned_for(decoding: DecodingConfig, path: Path | None) -> TunedSearch:
+    """What a file holds for a way to search; the defaults without a file.
+
+    Raises:
+        ValueError: If the file is broken, or lacks this way to search.
+    """
+    found, name = read_tuned(path) if path else {}, variant_name(decoding)
+    if path and name not in found:
+        raise ValueError(f"{path} holds nothing of {name}; tune it too, or leave tuned= out")
+    return found.get(name, TunedSearch())
+
+
 @dataclass(slots=True, kw_only=True)
 class TranscribeRecipe:
     """`recipes/transcribe.py`: audio files to transcripts.
@@ -185,10 +198,43 @@ class TranscribeRecipe:
         Raises:
             ValueError: If the file is broken.
         """
-        found, name = read_tuned(self.tuned) if self.tuned else {}, variant_name(self.decoding)
-        if self.tuned and name not in found:
-            raise ValueError(f"{self.tuned} holds nothing of {name}; tune it too, or leave tuned= out")
-        return found.get(name, TunedSearch())
+        return tuned_for(self.decoding, self.tuned)
+
+
+@dataclass(slots=True, kw_only=True)
+class PseudoLabelRecipe:
+    """`recipes/pseudo_label.py`: audio without transcripts to a manifest that a student can train on.
+
+    Attributes:
+        model: The teacher, a model folder or a run folder.
+        inputs: Manifests (.jsonl), whose texts take no part, audio files, and folders of them.
+        output: The manifest of what is kept, with the teacher's words.
+        selection: What is kept.
+        exclude: Manifests of utterances that must not be trained on.
+        tuned: What `recipes/tune_decoding.py` found for this way to search; confidences mean little without it.
+        device: As in training.
+        num_threads: As in training.
+        max_batch_s: Most seconds of audio of a batch.
+    """
+
+    model: Path = MISSING
+    inputs: list[Path] = MISSING
+    output: Path = MISSING
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    exclude: list[Path] = field(default_factory=list)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    tuned: Path | None = None
+    device: str = "auto"
+    num_threads: int = 0
+    max_batch_s: float = 120.0
+
+    def tuned_search(self) -> TunedSearch:
+        """What was tuned for this way to search.
+
+        Raises:
+            ValueError: If the file is broken, or lacks this way to search.
+        """
+        return tuned_for(self.decoding, self.tuned)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -373,6 +419,7 @@ RECIPES = (
     TrainLmRecipe,
     WordTimesRecipe,
     CompareRunsRecipe,
+    PseudoLabelRecipe,
     ReleaseRecipe,
 )
 

@@ -43,6 +43,7 @@ FLOORS: dict[str, int] = {
     "alignment": 4,
     "speech_model": 4,
     "tuning": 4,
+    "pseudo_labels": 4,
     "training": 4,
     "cli": 5,
     "recipes": 5,
