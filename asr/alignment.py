@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from asr import audio
+from asr.audio import SegmentationConfig, segment_stream
 from asr.checkpoint import LoadedModel
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.search import Recognition, encode
 from asr.text import normalize
-from asr.transcribe import SegmentationConfig, segment_stream
 from asr.transcript import Segment, Transcript, make_segment, make_transcript
 
 

@@ -11,9 +11,10 @@ from asr import checkpoint, hub
 from asr.alignment import align_file
 from asr.checkpoint import LoadedModel, ModelConfig
 from asr.devices import pick_device
+from asr.recognition import SearchBuilder
 from asr.search_choice import SearchOptions, choose_search
 from asr.tokenizer import Tokenizer
-from asr.transcribe import Transcriber
+from asr.transcriber import Transcriber
 from asr.transcript import Transcript
 
 
@@ -40,6 +41,7 @@ class SpeechModel:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
+        self._builder = SearchBuilder(loaded)
         self._transcribers: dict[SearchOptions, Transcriber] = {}
 
     @property
@@ -83,7 +85,7 @@ class SpeechModel:
         )
         if options not in self._transcribers:
             config, tuned = choose_search(self.loaded.path, options)
-            self._transcribers[options] = Transcriber(self.loaded, decoding=config, tuned=tuned)
+            self._transcribers[options] = Transcriber(self.loaded, decoding=config, tuned=tuned, builder=self._builder)
         return self._transcribers[options](Path(source) if isinstance(source, str) else source)
 
     def align(self, source: str | Path, text: str) -> Transcript:

@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 from model_card import CardConfig
 from omegaconf import MISSING
 
+from asr.audio import SegmentationConfig
 from asr.data.corpora import CorpusConfig
 from asr.data.folder import FolderConfig
 from asr.data.librispeech import LibriSpeechConfig
@@ -19,7 +20,6 @@ from asr.tokenizer import TokenizerConfig
 from asr.training.language import LanguageTrainingConfig
 from asr.training.run import TrainingConfig
 from asr.training.tracking import KINDS as TRACKERS
-from asr.transcribe import SegmentationConfig
 from asr.variants import DefaultSearch, TunedSearch, read_tuned, variant_name, variants, with_weights
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from asr.alignment import align_file, align_waveform, ctc_log_probs
+from asr.audio import SegmentationConfig
 from asr.checkpoint import LoadedModel
 from asr.cli import main
 from asr.decoding.search import Encoding, encode
 from asr.nn.model import Recognizer
-from asr.transcribe import SegmentationConfig, transcribe
+from asr.transcriber import transcribe
 
 RATE = tiny.SAMPLE_RATE
 

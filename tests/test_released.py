@@ -16,7 +16,7 @@ from asr.checkpoint import find_model
 from asr.cli import main
 from asr.decoding.compact_ngram import write_compact
 from asr.ngrams.training import NgramTrainingConfig, train
-from asr.transcribe import transcribe
+from asr.transcriber import transcribe
 from asr.variants import DefaultSearch, write_tuned
 
 ROOT = Path(__file__).parents[1]

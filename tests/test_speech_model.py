@@ -16,7 +16,7 @@ from asr.confidence import Calibration
 from asr.decoding.compact_ngram import write_compact
 from asr.decoding.search import DecodingConfig
 from asr.ngrams.training import NgramTrainingConfig, train
-from asr.transcribe import transcribe
+from asr.transcriber import transcribe
 from asr.variants import DefaultSearch, TunedSearch, write_tuned
 
 TUNED = {

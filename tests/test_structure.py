@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
     "model_figures": 3,
     "lm_checkpoint": 3,
     "ngrams": 3,
+    "transcriber": 4,
     "transcribe": 4,
     "evaluation_run": 4,
     "alignment": 4,

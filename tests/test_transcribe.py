@@ -23,12 +23,8 @@ from asr.checkpoint import LoadedModel
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
 from asr.nn.model import Recognizer
-from asr.transcribe import (
-    Transcriber,
-    refuse_clashes,
-    transcribe,
-    transcribe_files,
-)
+from asr.transcribe import refuse_clashes, transcribe_files
+from asr.transcriber import Transcriber, transcribe
 from asr.transcript import Transcript
 
 RATE = tiny.SAMPLE_RATE
@@ -153,7 +149,7 @@ def stub_search(
         log_probs = torch.full((4, 6), 1 / 6).log()
         return [Recognition([Hypothesis(tokens, 0.0)], log_probs) for _ in lengths]
 
-    monkeypatch.setattr("asr.transcribe.encode_batch", encode)
+    monkeypatch.setattr("asr.transcriber.encode_batch", encode)
     monkeypatch.setattr(Search, "__call__", search)
 
 
@@ -318,7 +314,7 @@ def test_broken_off_recognition_leaves_no_thread_and_no_open_file(
     def encode(*_: object, **__: object) -> None:
         raise fault
 
-    monkeypatch.setattr("asr.transcribe.encode_batch", encode)
+    monkeypatch.setattr("asr.transcriber.encode_batch", encode)
     path = tiny.write_noise(tmp_path / "a.wav", duration_s=60)
     with pytest.raises(fault):
         transcribe_files(loaded, [path], format="txt", output_dir=None, segmentation=SHORT)

@@ -17,7 +17,8 @@ from asr.checkpoint import LoadedModel
 from asr.cli import DECODINGS, PRECISIONS, main
 from asr.confidence import Calibration
 from asr.decoding.search import MODES, DecodingConfig
-from asr.transcribe import transcribe, transcribe_files
+from asr.transcribe import transcribe_files
+from asr.transcriber import transcribe
 
 
 @pytest.fixture(scope="module")

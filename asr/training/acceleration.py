@@ -10,7 +10,7 @@ from torch import nn
 
 @runtime_checkable
 class HasBlocks(Protocol):
-    """A model that names its repeated parts, where compiling pays."""
+    """A model that names its repeated parts, where compiling and sharding one by one pay."""
 
     def blocks_to_compile(self) -> list[nn.Module]:
         """The parts to compile, one by one."""
@@ -21,6 +21,11 @@ class CanCheckpoint(Protocol):
     """A module that can compute its activations anew in the backward pass instead of keeping them."""
 
     checkpoint_activations: bool
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a model; none where it does not name them."""
+    return model.blocks_to_compile() if isinstance(model, HasBlocks) else []
 
 
 def compile_blocks(model: nn.Module) -> None:

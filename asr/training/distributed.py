@@ -1,12 +1,12 @@
 """Several processes that train one model, on one machine or many, as `torchrun` starts them.
 
-Each process has the whole model, and in every step a batch of its own. Gradients are summed, not averaged, and divided
-by the count of all processes: a step is that of one process on all the batches.
+In every step, each process has a batch of its own, and either the whole model or, sharded, a part of it. Gradients are
+summed, not averaged, and divided by the count of all processes: a step is that of one process on all the batches.
 """
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from asr.data.dataset import stable_seed
 from asr.devices import pick_device
+from asr.training.sharding import Sharded
 
 T = TypeVar("T")
 
@@ -95,8 +96,27 @@ class Team:
         if not self.leads:
             torch.manual_seed(stable_seed(seed, "process", self.rank))
 
-    def share(self, task: nn.Module) -> nn.Module:
-        """Makes a module's backward pass sum gradients over all processes, while it still computes."""
+    def share(
+        self, task: nn.Module, *, sharding: str = "none", blocks: Sequence[nn.Module] = (), device_type: str = "cpu"
+    ) -> nn.Module:
+        """Makes a module's backward pass sum gradients over all processes, while it still computes.
+
+        Args:
+            task: Returns a `Loss`.
+            sharding: `none` leaves each process the whole module; `full` leaves it a part (see `Sharded`).
+            blocks: Its repeated parts, for `full`.
+            device_type: Where the module is, such as `cuda`, for `full`.
+
+        Raises:
+            ValueError: If it shall be sharded, but this process is alone.
+        """
+        if sharding == "full" and self.size == 1:
+            raise ValueError(
+                "trainer.sharding is full, but there is one process, which keeps all; start several with torchrun "
+                "--nproc-per-node, or set it to none"
+            )
+        if sharding == "full":
+            return Sharded(task, blocks=list(blocks), device_type=device_type, num_processes=self.size)
         if self.size == 1:
             return task
         shared = DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -114,6 +134,8 @@ def held_back(shared: nn.Module, hold: bool) -> contextlib.AbstractContextManage
     """Within it, gradients of `Team.share` stay in their process if `hold`; the next pass without sums them all."""
     if hold and isinstance(shared, DistributedDataParallel):
         return cast(contextlib.AbstractContextManager[None], shared.no_sync())
+    if hold and isinstance(shared, Sharded):
+        return shared.held_back()
     return contextlib.nullcontext()
 
 

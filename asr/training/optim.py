@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from asr.training.sharding import own_part, part_like
+
 SCHEDULES = ("cosine", "inverse_sqrt", "constant")
 
 
@@ -89,7 +91,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
         # AdamW counts its steps in a tensor that stays on the processor unless the kernel is fused there.
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if own:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}
+            optimizer.state[parameter] = {
+                key: part_like(value, parameter).to(parameter.device) for key, value in own.items()
+            }
 
 
 class MovingAverage:
@@ -113,9 +117,10 @@ class MovingAverage:
         taken = 1.0 if good is None else good.double()
         self.num_updates += taken
         decay = ((1 + self.num_updates) / (10 + self.num_updates)).clamp(max=self.decay)
-        present = [parameter.detach() for parameter in model.parameters()]
+        present = [own_part(parameter.detach()) for parameter in model.parameters()]
+        averages = [own_part(average) for average in self.weights.values()]
         share = ((1 - decay) * taken).to(present[0].dtype)
-        torch._foreach_lerp_(list(self.weights.values()), present, [share] * len(present))
+        torch._foreach_lerp_(averages, present, [share] * len(present))
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 from asr.checkpoint import TrainingState
 from asr.training.distributed import Team
 from asr.training.optim import MovingAverage, optimizer_tensors, restore_optimizer
+from asr.training.sharding import collect, part_like
 
 
 @dataclass(slots=True)
@@ -46,10 +47,14 @@ def pack_state(
     device: torch.device,
     team: Team,
 ) -> TrainingState:
-    """Gathers all that decides how training goes on, random states of all processes included."""
+    """Gathers all that decides how training goes on, random states of all processes included.
+
+    Where the model is sharded, only the first process gets it all, in the form that it has without sharding.
+    """
     tensors = optimizer_tensors(optimizer, model)
     if ema is not None:
         tensors |= {f"ema/{name}": tensor for name, tensor in ema.weights.items()}
+    tensors = collect(tensors, keep=team.leads)
     for rank, states in enumerate(team.gather(_random_states(device))):
         tensors |= {_name(kind, rank): state for kind, state in states.items()}
     state = {**asdict(progress), "ema_updates": 0 if ema is None else int(ema.num_updates), "processes": team.size}
@@ -83,7 +88,7 @@ def unpack_state(
         if not any(name.startswith("ema/") for name in saved.tensors):
             raise ValueError("the checkpoint has no moving average of the weights; go on with trainer.average=best")
         for name, tensor in ema.weights.items():
-            tensor.copy_(saved.tensors[f"ema/{name}"])
+            tensor.copy_(part_like(saved.tensors[f"ema/{name}"], tensor))
         ema.num_updates.fill_(saved.state["ema_updates"])
     torch.set_rng_state(saved.tensors[_name("cpu", team.rank)])
     if device.type == "cuda" and _name("cuda", team.rank) in saved.tensors:

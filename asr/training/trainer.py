@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from asr.checkpoint import average, load_training, load_weights
 from asr.losses import Loss
-from asr.training.acceleration import checkpoint_activations, compile_blocks
+from asr.training.acceleration import blocks_of, checkpoint_activations, compile_blocks
 from asr.training.distributed import Team, held_back
 from asr.training.interfaces import (
     Batches,
@@ -28,6 +28,7 @@ from asr.training.interfaces import (
     Validation,
 )
 from asr.training.optim import MovingAverage, OptimConfig, build_optimizer, learning_rate
+from asr.training.sharding import SHARDINGS, collect, load_weights_into, own_part, whole_weights
 from asr.training.signals import StopSignals
 from asr.training.state import Progress, pack_state, unpack_state
 from asr.training.tracking import Tracker
@@ -55,6 +56,10 @@ class TrainerConfig:
         compile: Whether to compile the model's blocks, which takes minutes and then saves time; needs a C++ compiler.
         activation_checkpointing: Whether to keep activations only from block to block and compute the rest anew in
             the backward pass: about a third more time, a fraction of the memory.
+        sharding: Of several processes, with `none` each has the whole model; with `full` it keeps a part of weights,
+            averages and moments, and of gradients after the last batch of a step, which takes less memory and more
+            exchange. In bfloat16 it saves most along with `activation_checkpointing`, as else 16-bit copies of the
+            weights wait for the backward pass. Validation has the whole weights for a while.
         average: What becomes the model: `ema`, the exponential moving average of the weights at the best validation;
             `best`, the mean of the best checkpoints; `none`, the weights at the best validation.
         ema_decay: Share of the moving average that stays in every step, in [0, 1).
@@ -71,6 +76,7 @@ class TrainerConfig:
     precision: str = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
+    sharding: str = "none"
     average: str = "ema"
     ema_decay: float = 0.999
     num_best: int = 5
@@ -87,6 +93,8 @@ class TrainerConfig:
             raise ValueError(f"trainer.average is {self.average!r}; choose one of {', '.join(AVERAGES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if self.sharding not in SHARDINGS:
+            raise ValueError(f"trainer.sharding is {self.sharding!r}; choose one of {', '.join(SHARDINGS)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"trainer.ema_decay is {self.ema_decay}; it must be in [0, 1)")
 
@@ -109,7 +117,7 @@ class Trainer:
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If the model cannot be compiled, or cannot checkpoint its activations, and shall.
+        ValueError: If the model cannot be compiled, cannot checkpoint its activations or cannot be sharded, and shall.
     """
 
     def __init__(
@@ -137,7 +145,9 @@ class Trainer:
             checkpoint_activations(self.model)
         if config.compile:
             compile_blocks(self.model)
-        self.shared_task = self.team.share(cast(nn.Module, task))
+        self.shared_task = self.team.share(
+            cast(nn.Module, task), sharding=config.sharding, blocks=blocks_of(self.model), device_type=device.type
+        )
         self.optimizer = build_optimizer(optim, self.model)
         self.ema = MovingAverage(self.model, decay=config.ema_decay) if config.average == "ema" else None
         self.use_bfloat16 = wants_bfloat16(config.precision, device)
@@ -221,10 +231,15 @@ class Trainer:
     def _backward(self, batch: TrainingBatch, *, hold: bool = False) -> Loss:
         """Adds the gradient of a batch's sum to what is there, and sums it over all processes unless told to hold."""
         with held_back(self.shared_task, hold):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+            with self._autocast():
                 loss: Loss = self.shared_task(batch.to(self.device))
             loss.total.backward()
         return loss
+
+    def _autocast(self) -> torch.autocast:
+        """Matrix products in the precision of choice; 16-bit copies of sharded weights are not kept."""
+        cached = self.config.sharding == "none"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16, cache_enabled=cached)
 
     def _update(self, total: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Divides the gradient by the count, clips it, and steps, unless it is not finite.
@@ -235,9 +250,9 @@ class Trainer:
             The gradient's norm, and whether norm and total were finite; the same in all processes.
         """
         parameters = list(self.model.parameters())
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, count)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self._over_all_shards(nn.utils.get_total_norm(gradients))
         good = torch.isfinite(norm) & torch.isfinite(self.team.sum_on_device(total))
         if self.optim.max_grad_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.optim.max_grad_norm, norm)
@@ -250,6 +265,12 @@ class Trainer:
             self.ema.update(self.model, good=good)
         self.optimizer.zero_grad()
         return norm, good
+
+    def _over_all_shards(self, norm: Tensor) -> Tensor:
+        """The norm of what all processes have, from that of what this one has."""
+        if self.config.sharding == "none":
+            return norm
+        return self.team.sum_on_device(norm.double().square()).sqrt().to(norm.dtype)
 
     def _settle(self) -> None:
         """Counts and reports the steps that were left out since the last call; here the device is waited for."""
@@ -303,7 +324,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.swap(self.model)
         try:
-            found = self.validate()
+            with whole_weights(self.shared_task):
+                found = self.validate()
             # The choice of checkpoints must be the same everywhere, to the last digit.
             found.metric = self.team.from_first(lambda: found.metric)
             self._keep_if_good(found)
@@ -325,8 +347,10 @@ class Trainer:
         name = f"best-{self.at.step:08d}"
         ranked = sorted([*self.at.best, (found.metric, name)], key=lambda entry: entry[0])
         self.at.best = ranked[:number]
-        if self.team.leads and any(kept == name for _, kept in self.at.best):
-            self.save(self._checkpoints / name, self.model.state_dict(), training=self._summary(found), state=None)
+        if any(kept == name for _, kept in self.at.best):
+            weights = collect(self.model.state_dict(), keep=self.team.leads)
+            if self.team.leads:
+                self.save(self._checkpoints / name, weights, training=self._summary(found), state=None)
         # What fell out of the best is removed only after the next full checkpoint: until then, resuming needs it.
 
     def _out_of_patience(self) -> bool:
@@ -366,9 +390,10 @@ class Trainer:
         state = pack_state(
             self.at, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device, team=self.team
         )
+        weights = collect(self.model.state_dict(), keep=self.team.leads)
         if self.team.leads:
             training = {"steps": self.at.step, "seconds": round(self.at.elapsed_s, 1)}
-            self.save(folder, self.model.state_dict(), training=training, state=state)
+            self.save(folder, weights, training=training, state=state)
             kept = {folder.name, *(name for _, name in self.at.best)}
             for old in self._checkpoints.iterdir():
                 if old.name not in kept and old.name.startswith(("step-", "best-")):
@@ -382,7 +407,7 @@ class Trainer:
         if not folders:
             return
         weights, saved = load_training(folders[-1])
-        self.model.load_state_dict(weights)
+        load_weights_into(self.model, weights)
         self.at = unpack_state(
             saved, model=self.model, optimizer=self.optimizer, ema=self.ema, device=self.device, team=self.team
         )
