@@ -281,18 +281,28 @@ def find_model(path: Path) -> Path:
     )
 
 
-def average(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def average(states: Sequence[dict[str, Tensor]], *, shares: Sequence[float] | None = None) -> dict[str, Tensor]:
     """The mean of several state dicts of one model, summed in float64.
 
+    Args:
+        states: At least one.
+        shares: The weight of each, above 0, in any unit; equal by default.
+
     Raises:
-        ValueError: If there are none, or their tensors differ in name or shape.
+        ValueError: If there are none, their tensors differ in name or shape, or a share is not above 0.
     """
     if not states:
         raise ValueError("there are no checkpoints to average")
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(other != shapes[0] for other in shapes[1:]):
         raise ValueError("the checkpoints to average are not of one model: their tensors differ in name or shape")
-    means = {name: sum(state[name].double() for state in states) / len(states) for name in states[0]}
+    shares = shares or [1.0] * len(states)
+    if min(shares) <= 0:
+        raise ValueError(f"the share {min(shares):g} is not above 0; leave out what shall have none")
+    means = {
+        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True)) / sum(shares)
+        for name in states[0]
+    }
     return {name: torch.as_tensor(mean).to(states[0][name].dtype) for name, mean in means.items()}
 
 

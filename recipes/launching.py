@@ -99,6 +99,7 @@ _MAY_CHANGE = (
     "trainer.log_every",
     "trainer.compile",
     "trainer.activation_checkpointing",
+    "trainer.sharding",
 )
 
 

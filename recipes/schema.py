@@ -202,6 +202,27 @@ class TranscribeRecipe:
 
 
 @dataclass(slots=True, kw_only=True)
+class AverageModelsRecipe:
+    """`recipes/average_models.py`: the mean of the weights of several models.
+
+    Attributes:
+        models: Model folders and run folders, of like sizes and the same tokens.
+        shares: The weight of each, above 0, in any unit; by default all are equal.
+        output: A run folder to be; the model goes under its `model/`.
+    """
+
+    models: list[Path] = MISSING
+    shares: list[float] = field(default_factory=list)
+    output: Path = MISSING
+
+    def __post_init__(self) -> None:
+        if len(self.models) < 2:
+            raise ValueError(f"models has {len(self.models)} entries; name at least two")
+        if self.shares and len(self.shares) != len(self.models):
+            raise ValueError(f"shares has {len(self.shares)} entries, but there are {len(self.models)} models")
+
+
+@dataclass(slots=True, kw_only=True)
 class PseudoLabelRecipe:
     """`recipes/pseudo_label.py`: audio without transcripts to a manifest that a student can train on.
 
@@ -419,6 +440,7 @@ RECIPES = (
     TrainLmRecipe,
     WordTimesRecipe,
     CompareRunsRecipe,
+    AverageModelsRecipe,
     PseudoLabelRecipe,
     ReleaseRecipe,
 )

@@ -389,6 +389,13 @@ def test_the_average_is_the_mean_of_every_tensor() -> None:
     assert mean["a"].dtype == torch.float32
 
 
+def test_states_have_their_shares_in_the_average() -> None:
+    states = [{"a": torch.tensor([0.0])}, {"a": torch.tensor([1.0])}]
+    assert float(checkpoint.average(states, shares=[3, 1])["a"]) == 0.25
+    with pytest.raises(ValueError, match=r"^the share 0 is not above 0; leave out what shall have none$"):
+        checkpoint.average(states, shares=[1, 0])
+
+
 def test_the_average_of_one_is_that_one() -> None:
     state = tiny.make_model().state_dict()
     for name, tensor in checkpoint.average([state]).items():

@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -120,6 +119,5 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def load_weights_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Puts whole weights into a model that may be sharded."""
-    with torch.no_grad():
-        present = model.state_dict()
-    model.load_state_dict({name: part_like(weight, present[name]) for name, weight in weights.items()})
+    present = model.state_dict()
+    model.load_state_dict({name: part_like(weight, present.get(name, weight)) for name, weight in weights.items()})

@@ -32,6 +32,7 @@ REQUIRED = {
     "benchmark": ["model=runs/x", "manifest=a.jsonl"],
     "tune_decoding": ["model=runs/x", "manifest=a.jsonl"],
     "train_lm": ["recognizer=runs/x", "texts=[a.txt]"],
+    "average_models": ["models=[runs/x,runs/y]", "output=runs/z"],
     "pseudo_label": ["model=runs/x", "inputs=[a]", "output=b.jsonl"],
     "train_ngram": ["texts=[a.txt]", "output=a.arpa"],
     "word_times": ["model=runs/x"],

@@ -25,7 +25,10 @@ def test_settings_that_are_newer_than_a_run_do_not_refuse_it(begun, compose):
     assert yaml.safe_load((begun / "config.yaml").read_text(encoding="utf-8"))["trainer"]["compile"] is False
 
 
-@pytest.mark.parametrize("change", ["trainer.compile=true", "trainer.activation_checkpointing=true", "device=cpu"])
+@pytest.mark.parametrize(
+    "change",
+    ["trainer.compile=true", "trainer.activation_checkpointing=true", "trainer.sharding=full", "device=cpu"],
+)
 def test_how_it_is_computed_may_change(begun, compose, change):
     launching.write_config(compose("train", change), begun)
 

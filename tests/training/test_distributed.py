@@ -10,12 +10,13 @@ import team_run
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from training_runs import assert_equal, folders
+from training_runs import StubTask, assert_equal, folders, make_trainer
 
 from asr import checkpoint
 from asr.training import distributed
 from asr.training.distributed import Team, held_back, join, own_rank
 from asr.training.state import Progress, pack_state, unpack_state
+from asr.training.trainer import TrainerConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "accumulate"), [("step", 1), ("accumulated", 2)])
+@pytest.mark.parametrize(("name", "accumulate"), [("step", 1), ("accumulated", 2), ("sharded", 2)])
 def test_two_processes_have_the_gradient_of_one_on_all_their_batches(ran, tmp_path, name, accumulate):
     parts = [part for share in team_run.SHARES for part in share[:accumulate]]
     expected = team_run.gradients(tmp_path, parts=parts, accumulate=len(parts))
@@ -41,10 +42,11 @@ def test_two_processes_have_the_gradient_of_one_on_all_their_batches(ran, tmp_pa
         torch.testing.assert_close(found[0][key], gradient, atol=1e-5, rtol=1e-4, msg=key)
 
 
-def test_a_run_that_one_process_was_told_to_stop_ends_like_one_that_never_stopped(ran):
-    whole, parts = ran / "whole", ran / "parts"
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_run_that_one_process_was_told_to_stop_ends_like_one_that_never_stopped(ran, sharding):
+    whole, parts = ran / sharding / "whole", ran / sharding / "parts"
     assert folders(whole) == folders(parts)
-    ends = [checkpoint.load_training(run / "checkpoints" / "step-00000008") for run in (whole, parts)]
+    ends = [checkpoint.load_training(run / "checkpoints" / "step-00000004") for run in (whole, parts)]
     assert_equal(ends[0][0], ends[1][0])
     assert_equal(ends[0][1].tensors, ends[1][1].tensors)
     assert {**ends[0][1].state, "elapsed_s": 0} == {**ends[1][1].state, "elapsed_s": 0}
@@ -52,8 +54,41 @@ def test_a_run_that_one_process_was_told_to_stop_ends_like_one_that_never_stoppe
 
 
 def test_every_process_draws_for_itself_and_its_random_state_is_kept(ran):
-    tensors = checkpoint.load_training(ran / "whole" / "checkpoints" / "step-00000008")[1].tensors
+    tensors = checkpoint.load_training(ran / "none" / "whole" / "checkpoints" / "step-00000004")[1].tensors
     assert not torch.equal(tensors["random/cpu"], tensors["random/cpu/1"])
+
+
+# Sharded
+
+
+def assert_close_ends(first: Path, second: Path, *, step: int) -> None:
+    """The runs ended alike but for rounding: weights, averages, moments and the chosen model, of the same form."""
+    ends = [checkpoint.load_training(run / "checkpoints" / f"step-{step:08d}") for run in (first, second)]
+    chosen = [checkpoint.load_weights(run / "model") for run in (first, second)]
+    for one, other in ((ends[0][0], ends[1][0]), (ends[0][1].tensors, ends[1][1].tensors), chosen):
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_sharding_changes_neither_the_weights_nor_the_form_of_a_checkpoint(ran):
+    assert folders(ran / "none" / "whole") == folders(ran / "full" / "whole")
+    assert_close_ends(ran / "none" / "whole", ran / "full" / "whole", step=4)
+
+
+def test_a_run_goes_on_with_another_sharding(ran):
+    assert_close_ends(ran / "none-full", ran / "full-none", step=8)
+
+
+def test_one_process_has_nothing_to_share(tmp_path):
+    message = r"^trainer\.sharding is full, but there is one process, which keeps all; start several with torchrun "
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, StubTask(), sharding="full")
+
+
+def test_an_unknown_sharding_is_refused():
+    with pytest.raises(ValueError, match=r"^trainer\.sharding is 'half'; choose one of none, full$"):
+        TrainerConfig(sharding="half")
 
 
 def state_of(team: Team, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, torch.optim.Optimizer, dict]:

@@ -1,0 +1,47 @@
+"""The recipe that averages the weights of models."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import average_models
+import pytest
+import tiny
+import torch
+
+from asr import checkpoint
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> str:
+    """Two models of like sizes, and one of other sizes."""
+    for seed in (1, 2):
+        tiny.save(tmp_path / f"run{seed}" / "model", seed=seed)
+    tiny.save(tmp_path / "other" / "model", num_decoder_layers=0)
+    return f"models=[{tmp_path}/run1,{tmp_path}/run2]"
+
+
+def test_the_weighted_mean_becomes_a_model(compose: Callable[..., Any], models, tmp_path, capsys):
+    average_models.run(compose("average_models", models, "shares=[3,1]", f"output={tmp_path}/mean"))
+    assert capsys.readouterr().out == f"{tmp_path}/mean/model\n"
+    first, second, mean = (checkpoint.load_weights(tmp_path / name / "model") for name in ("run1", "run2", "mean"))
+    for name, weight in mean.items():
+        torch.testing.assert_close(weight, 0.75 * first[name] + 0.25 * second[name])
+    training = checkpoint.load(tmp_path / "mean").training
+    assert [each["share"] for each in training["average_of"]] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["models=[a]"], r"models has 1 entries; name at least two"),
+        (["shares=[1]"], r"shares has 1 entries, but there are 2 models"),
+        (["shares=[1,0]"], r"run1, .*run2: the share 0 is not above 0"),
+        (["models=[{0}/run1,{0}/other]"], r"run1, .*other: the checkpoints to average are not of one model"),
+    ],
+)
+def test_misuse_is_told_in_one_line(compose: Callable[..., Any], models, tmp_path, changed, message):
+    settings = [models, f"output={tmp_path}/mean", *(each.format(tmp_path) for each in changed)]
+    with pytest.raises(ValueError, match=message):
+        average_models.run(compose("average_models", *settings))
+    assert not (tmp_path / "mean").exists()
