@@ -29,9 +29,9 @@ def run(recipe: EvaluateRecipe) -> None:
             shown = f"{path.stem} {name}" if len(found) > 1 else path.stem
             folder = recipe.output / path.stem / name if len(found) > 1 else recipe.output / path.stem
             scores[shown] = score
-            found = results.get("listed_words", {})
-            listed = "" if found.get("recall") is None else f"{found['recall']:.1%} of the listed words found; "
-            rest = "" if found.get("wer_of_rest") is None else f"WER of all others {found['wer_of_rest']:.2%}; "
+            words = results.get("listed_words", {})
+            listed = "" if words.get("recall") is None else f"{words['recall']:.1%} of the listed words found; "
+            rest = "" if words.get("wer_of_rest") is None else f"WER of all others {words['wer_of_rest']:.2%}; "
             speeds.append(f"{shown}: {results['rtfx']:.0f} times real time; {listed}{rest}{folder}/results.json")
     print(report.summary_table(scores))
     print("\n".join(speeds))

@@ -324,6 +324,11 @@ def test_searches_are_tuned_and_then_scored_side_by_side(
     assert results["confidence"]["calibration"] == read_tuned(tuned)["joint+ngram"].calibration.to_dict()
     assert "test joint+ngram" in capsys.readouterr().out
 
+    settings = [f"model={run.folder}", "device=cpu", "modes=[greedy,prefix_beam]", test, f"output={tmp_path / 'two'}"]
+    evaluate.run(compose("evaluate", *settings))
+    printed = capsys.readouterr().out
+    assert all(f"{tmp_path}/two/test/{mode}/results.json" in printed for mode in ("greedy", "prefix_beam"))
+
     settings = [f"model={run.folder}", f"inputs=[{corpus.root / 'test'}]", f"output_dir={tmp_path / 'out'}"]
     search = ["decoding=joint", f"decoding.lm.ngram={lm}", f"decoding.hotwords={names}", f"tuned={tuned}"]
     transcribe.run(compose("transcribe", *settings, *search, "device=cpu", "format=ctm"))
