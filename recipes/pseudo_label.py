@@ -1,6 +1,6 @@
 """Labels audio to train on: python recipes/pseudo_label.py model=RUN 'inputs=[folder]' output=manifests/pseudo.jsonl"""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import quantiles
 
 from launching import launch
@@ -45,12 +45,22 @@ def scores(labels: Sequence[PseudoLabel], originals: Sequence[Utterance]) -> str
     return report.summary_table(found) if found else ""
 
 
+def untouchable(originals: Sequence[Utterance], excluded: Iterable[Utterance]) -> set[str]:
+    """Ids of what must not be trained on: it has the id or the audio file of an excluded utterance.
+
+    The file counts too, as an utterance that is found in a folder has its path as its id.
+    """
+    others = list(excluded)
+    ids, files = {each.id for each in others}, {each.audio.resolve() for each in others}
+    return {each.id for each in originals if each.id in ids or each.audio.resolve() in files}
+
+
 def run(recipe: PseudoLabelRecipe) -> None:
     """Recognises everything, keeps what can be trusted, and writes it as a manifest."""
     tuned = recipe.tuned_search()
     loaded = checkpoint.load(recipe.model, device=pick_device(recipe.device, num_threads=recipe.num_threads))
     originals = find_utterances(recipe.inputs)
-    excluded = {utterance.id for path in recipe.exclude for utterance in manifest.read(path)}
+    excluded = untouchable(originals, (each for path in recipe.exclude for each in manifest.read(path)))
     labels = list(
         label(
             loaded, originals, decoding=with_weights(recipe.decoding, tuned.weights), selection=recipe.selection,

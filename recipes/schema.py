@@ -249,6 +249,12 @@ class PseudoLabelRecipe:
     num_threads: int = 0
     max_batch_s: float = 120.0
 
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise ValueError("inputs is empty; name at least one manifest, audio file or folder")
+        if self.output.resolve() in {path.resolve() for path in [*self.inputs, *self.exclude]}:
+            raise ValueError(f"output is {self.output}, which is read too and would be lost; name another file")
+
     def tuned_search(self) -> TunedSearch:
         """What was tuned for this way to search.
 

@@ -46,3 +46,24 @@ def test_without_any_label_to_trust_there_is_no_manifest(compose: Callable[..., 
     with pytest.raises(ValueError, match=r"no label can be trusted; lower selection.min_confidence"):
         pseudo_label.run(compose("pseudo_label", *settings, "selection.min_confidence=1.0"))
     assert not (tmp_path / "pseudo.jsonl").exists()
+
+
+def test_excluded_audio_is_left_out_under_whatever_id(compose: Callable[..., Any], settings, tmp_path, capsys):
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"other-{number}.wav").symlink_to(tmp_path / f"u{number}.wav")
+    pseudo_label.run(compose("pseudo_label", *settings, *ALL, f"inputs=[{folder}]"))
+    assert [each.id for each in manifest.read(tmp_path / "pseudo.jsonl")] == ["other-0", "other-1"]
+    assert "excluded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("taken", ["said", "test"])
+def test_a_manifest_that_is_read_is_not_overwritten(compose: Callable[..., Any], settings, tmp_path, taken):
+    with pytest.raises(ValueError, match=rf"output is .*{taken}\.jsonl, which is read too and would be lost; name ano"):
+        compose("pseudo_label", *settings, f"output={tmp_path}/test/../{taken}.jsonl")
+
+
+def test_without_inputs_there_is_nothing_to_do(compose: Callable[..., Any], settings):
+    with pytest.raises(ValueError, match="inputs is empty; name at least one manifest, audio file or folder"):
+        compose("pseudo_label", *settings, "inputs=[]")
