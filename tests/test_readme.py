@@ -29,20 +29,30 @@ def test_the_readme_shows_commands():
     assert len(COMMANDS) >= 10
 
 
+def check_recipe(words: list[str]) -> None:
+    """A recipe exists, and takes these overrides; of a sweep (-m), the first of each."""
+    script, overrides = words[0], words[1:]
+    if "-m" in overrides:
+        overrides = [re.sub(r"=([^\[,]*),.*", r"=\1", each) for each in overrides if each != "-m"]
+    assert (ROOT / script).is_file()
+    schema.register()
+    importlib.import_module(Path(script).stem)  # a recipe may have dataclasses of its own
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(Path(script).stem, overrides=overrides)
+    OmegaConf.to_object(config)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_shown_command_is_understood(command):
-    words = shlex.split(command.split(" | ")[-1])
+    words = shlex.split(re.split(r" \| | && ", command)[-1])
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     elif words[0].endswith("asr"):
         assert build_parser().parse_args(words[1:]).run
     elif words[0] == "python":
-        assert (ROOT / words[1]).is_file()
-        schema.register()
-        importlib.import_module(Path(words[1]).stem)  # a recipe may have dataclasses of its own
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose(Path(words[1]).stem, overrides=words[2:])
-        OmegaConf.to_object(config)
+        check_recipe(words[1:])
+    elif words[0] == "torchrun":
+        check_recipe([word for word in words[1:] if not word.startswith("--")])
     else:
         assert words[0] == "tensorboard"
 
