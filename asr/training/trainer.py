@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from asr.training.signals import StopSignals
 from asr.training.state import Progress, pack_state, unpack_state
 from asr.training.tracking import Tracker
 from asr.training.trial import try_largest_batch
+from asr.training.waits import count_waits, describe_waits
 from asr.training.window import Window
 
 logger = logging.getLogger(__name__)
@@ -184,7 +186,11 @@ class Trainer:
         )
         with bar, logging_redirect_tqdm():  # lines of the log go above the bar, not through it
             while self.at.step < self.config.max_steps:
-                self._step(stream, window)
+                if window.host_waits is None:
+                    with count_waits(self.device) as window.host_waits:
+                        self._step(stream, window)
+                else:
+                    self._step(stream, window)
                 self.at.elapsed_s = time.monotonic() - started
                 bar.update()
                 last = self.at.step == self.config.max_steps
@@ -311,6 +317,9 @@ class Trainer:
         if self.device.type == "cuda":
             values["speed/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
             memory = f" gpu {values['speed/gpu_memory_gb']:.1f} GB"
+            waits = window.host_waits or Counter()
+            values["speed/host_waits"] = waits.total()
+            memory = f"{memory} syncs {describe_waits(waits)}"
         self.tracker.scalars(values, step=self.at.step)
         shares = f"pad {values['data/padding']:.1%} wait {values['data/waiting']:.1%}"
         line = f"epoch {self.at.epoch} loss {values['train/loss']:.3f} lr {values['train/lr']:.1e}"

@@ -1,6 +1,7 @@
 """What training sums up from one line of the log to the next."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ class Window:
         padded_size: The same with padding.
         waited_s: Seconds in which training waited for its batches; without workers, in which it made them.
         since: When the window began, on the monotonic clock.
+        host_waits: Where the first step waited for the GPU; None before that step.
     """
 
     count: Tensor | None = None
@@ -28,6 +30,7 @@ class Window:
     padded_size: int = 0
     waited_s: float = 0.0
     since: float = field(default_factory=time.monotonic)
+    host_waits: Counter[str] | None = None
 
     def add_batch(self, batch: TrainingBatch, *, waited_s: float) -> None:
         """Counts a batch that is still on the processor, and how long it was waited for."""

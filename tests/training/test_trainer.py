@@ -449,3 +449,16 @@ def test_a_gpu_gives_the_loss_of_a_processor(tmp_path, utterances, precision, to
     expected = losses_of_two_steps(tmp_path / "cpu", utterances, CPU, "float32")
     found = losses_of_two_steps(tmp_path / "gpu", utterances, torch.device("cuda"), precision)
     assert found == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_never_waits_for_the_gpu(tmp_path, utterances):
+    task, notes = make_task(), Notes()
+    task.to("cuda")
+    batches = make_batches(utterances, PLAIN, max_batch_size=5)
+    device = torch.device("cuda")
+    make_trainer(
+        tmp_path, task, batches=batches, tracker=notes, device=device, max_steps=4, log_every=2, valid_every=4
+    ).run()
+    assert notes.points[4]["speed/host_waits"] == 0  # the first steps of all may prepare kernels
