@@ -2,10 +2,11 @@
 
 # B utterances, T feature frames, T' encoder frames, F mel bins, D width
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from asr.errors import one_line
 from asr.nn.conformer import ConformerEncoder, EncoderConfig
+from asr.nn.subsampling import SUBSAMPLING_KINDS
 from asr.report import percent, table
 from benchmarks import report
 from benchmarks.encoder_peers import ENCODER_PEERS
@@ -45,6 +47,8 @@ class TrainStepBenchmark(Benchmark):
 
     Attributes:
         encoder: Sizes, of all. torchaudio and SpeechBrain take its `dropout` for the weights of attention too.
+        subsampling_kinds: With what front ends this project's encoder takes part, each as
+            `asr.nn.conformer.EncoderConfig` has it; all are compared with the first.
         num_mels: Mel bins F of the features.
         batch_size: Utterances B.
         duration_s: Of each utterance, 100 frames a second.
@@ -58,6 +62,7 @@ class TrainStepBenchmark(Benchmark):
 
     name: str = "train_step"
     encoder: EncoderConfig = field(default_factory=_sizes)
+    subsampling_kinds: list[str] = field(default_factory=lambda: list(SUBSAMPLING_KINDS))
     num_mels: int = 80
     batch_size: int = 8
     duration_s: float = 10.0
@@ -75,9 +80,18 @@ class TrainStepBenchmark(Benchmark):
             raise ValueError(f"benchmark.duration_s is {self.duration_s:g}; it must be at least 0.1")
         if self.encoder.subsampling != 4:
             raise ValueError(f"benchmark.encoder.subsampling is {self.encoder.subsampling}; the peers can only take 4")
-        for name, known in (("dtypes", DTYPES), ("peers", ENCODER_PEERS)):
+        if self.encoder.subsampling_kind != EncoderConfig().subsampling_kind:
+            raise ValueError(
+                f"benchmark.encoder.subsampling_kind is {self.encoder.subsampling_kind}; "
+                "name it in benchmark.subsampling_kinds"
+            )
+        for name, known in (
+            ("dtypes", DTYPES),
+            ("peers", ENCODER_PEERS),
+            ("subsampling_kinds", SUBSAMPLING_KINDS),
+        ):
             unknown = [each for each in getattr(self, name) if each not in known]
-            if unknown or (name == "dtypes" and not self.dtypes):
+            if unknown or (name != "peers" and not getattr(self, name)):
                 raise ValueError(f"benchmark.{name} has {unknown}; choose from {', '.join(known)}")
 
     def run(self, conditions: Conditions) -> dict[str, Any]:
@@ -91,13 +105,17 @@ class TrainStepBenchmark(Benchmark):
             [*contenders, *products], [features] * self.num_steps, repeats=conditions.repeats, device=device
         )
         steps, ceilings = measured[: len(contenders)], dict(zip(self.dtypes, measured[len(contenders) :], strict=True))
-        flops = encoder_flops(self.encoder, num_mels=self.num_mels, num_frames=features[0].shape[1])
+        num_frames = features[0].shape[1]
+        flops = {
+            kind: self.batch_size * encoder_flops(self._encoder(kind), num_mels=self.num_mels, num_frames=num_frames)
+            for kind in self.subsampling_kinds
+        }
         audio_s = self.batch_size * self.duration_s * self.num_steps
         return {
             "work": f"{self.num_steps} x forward and backward of {self.batch_size} x {self.duration_s:g} s",
             "dtype": " and ".join(self.dtypes),
             "shapes": {"features": list(features[0].shape), "matrix": [size, size]},
-            "step_flops": flops * self.batch_size,
+            "step_flops": flops,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "contenders": [report.times(step, steps[0], audio_s=audio_s) for step in steps],
             "ceilings": [
@@ -107,14 +125,14 @@ class TrainStepBenchmark(Benchmark):
             "utilization": [
                 _utilization(
                     *(step, ceilings[dtype]),
-                    step_flops=flops * self.batch_size,
+                    step_flops=flops[kind],
                     product_flops=2 * size**3,
                     on_processor=device.type == "cpu",
                 )
                 for step in steps
-                if step.contender.name.startswith("asr")
+                for kind in self.subsampling_kinds
                 for dtype in self.dtypes
-                if dtype in step.contender.name
+                if step.contender.name.startswith(_own_name(kind, dtype))
             ],
             "skipped": skipped,
         }
@@ -123,25 +141,28 @@ class TrainStepBenchmark(Benchmark):
         """Times of all, then what this project makes of the device."""
         rows = [["of matrix products", "step TFLOP", "TFLOP/s", "ceiling", "share", "spread", "share of CPU time"]]
         for each in found["utilization"]:
-            rates = [f"{rate / 1e12:.3f}" for rate in (found["step_flops"], each["flops_per_s"], each["ceiling"])]
+            rates = [f"{each[name] / 1e12:.3f}" for name in ("step_flops", "flops_per_s", "ceiling")]
             shares = [percent(each["share"]), f"{percent(min(each['shares']))} – {percent(max(each['shares']))}"]
             shares += ["" if each["cpu_share"] is None else percent(each["cpu_share"])]
             rows.append([each["name"], *rates, *shares])
         return [report.speed_table(found["contenders"]), table(rows)]
 
-    def _own(self, features: Features, device: torch.device) -> list[Callable[[], Contender]]:
-        """This project's encoder in every precision, as it is and compiled."""
+    def _encoder(self, kind: str) -> EncoderConfig:
+        return replace(self.encoder, subsampling_kind=kind)
 
-        def build_own(dtype: str, compiled: bool) -> Contender:
+    def _own(self, features: Features, device: torch.device) -> list[Callable[[], Contender]]:
+        """This project's encoder with every front end in every precision, as it is and compiled."""
+
+        def build_own(kind: str, dtype: str, compiled: bool) -> Contender:
             torch.manual_seed(0)
-            encoder = ConformerEncoder(self.encoder, num_mels=self.num_mels)
-            name = f"asr, {dtype}, compiled" if compiled else f"asr, {dtype}"
+            encoder = ConformerEncoder(self._encoder(kind), num_mels=self.num_mels)
+            name = _own_name(kind, dtype) + (", compiled" if compiled else "")
             step = _step(encoder, dtype=dtype, device=device, width=self.encoder.width)
             note = _compile(encoder, partial(step, features), name=name) if compiled else ""
             return Contender(name, report.OWN_VERSION, step, note)
 
-        ways = [False, True] if self.compiled else [False]
-        return [partial(build_own, dtype, compiled) for compiled in ways for dtype in self.dtypes]
+        ways = itertools.product(self.subsampling_kinds, [False, True] if self.compiled else [False], self.dtypes)
+        return [partial(build_own, kind, dtype, compiled) for kind, compiled, dtype in ways]
 
     def _others(self, device: torch.device) -> list[Callable[[], Contender]]:
         """Each peer in every precision."""
@@ -153,6 +174,10 @@ class TrainStepBenchmark(Benchmark):
             return Contender(f"{other.name}, {dtype}", other.version, step, other.note)
 
         return [partial(build_other, peer, dtype) for peer in self.peers for dtype in self.dtypes]
+
+
+def _own_name(kind: str, dtype: str) -> str:
+    return f"asr, {kind} subsampling, {dtype}"
 
 
 def _features(benchmark: TrainStepBenchmark, device: torch.device) -> Features:
@@ -220,6 +245,7 @@ def _utilization(
     num_steps = len(step.found)
     return {
         "name": step.contender.name,
+        "step_flops": step_flops,
         "flops_per_s": _rate(step, step_flops * num_steps),
         "ceiling": _rate(product, product_flops * num_steps),
         "share": statistics.median(shares),

@@ -103,13 +103,16 @@ def test_the_recipe_reports_times_and_the_share_of_the_devices_arithmetic(
     where = [f"output={tmp_path}", "device=cpu", "num_threads=0"]
     benchmark.run(compose("benchmark", "benchmark=train_step", *where, *settings))
     found = json.loads((tmp_path / "train_step.json").read_text(encoding="utf-8"))
-    names = ["asr, float32", "asr, bfloat16", "torchaudio, float32", "torchaudio, bfloat16"]
+    own = [f"asr, {kind} subsampling, {dtype}" for kind in ("conv", "separable") for dtype in ("float32", "bfloat16")]
+    names = [*own, "torchaudio, float32", "torchaudio, bfloat16"]
     assert [each["name"] for each in found["contenders"]] == names
     assert all(len(each["seconds"]) == 3 for each in found["contenders"])
-    assert [each["name"] for each in found["utilization"]] == names[:2]
+    assert [each["name"] for each in found["utilization"]] == own
     assert [each["dtype"] for each in found["ceilings"]] == ["float32", "bfloat16"]
     assert found["shapes"] == {"features": [2, 50, 16], "matrix": [64, 64]}
-    assert found["step_flops"] > 100_000
+    steps = found["step_flops"]
+    assert steps["conv"] > steps["separable"] > 100_000
+    assert [each["step_flops"] for each in found["utilization"]] == [steps["conv"]] * 2 + [steps["separable"]] * 2
     assert found["skipped"] == []
     printed = capsys.readouterr().out
     assert printed.startswith("train_step: 2 x forward and backward of 2 x 0.5 s, 3 repeats; ")
@@ -122,6 +125,11 @@ def test_the_recipe_reports_times_and_the_share_of_the_devices_arithmetic(
         ("batch_size=0", "benchmark.batch_size is 0; it must be at least 1"),
         ("duration_s=0", "benchmark.duration_s is 0; it must be at least 0.1"),
         ("encoder.subsampling=8", "benchmark.encoder.subsampling is 8; the peers can only take 4"),
+        (
+            "encoder.subsampling_kind=separable",
+            "benchmark.encoder.subsampling_kind is separable; name it in benchmark.subsampling_kinds",
+        ),
+        ("subsampling_kinds=[]", r"benchmark.subsampling_kinds has \[\]; choose from conv, separable"),
         ("dtypes=[float64]", r"benchmark.dtypes has \['float64'\]; choose from float32, bfloat16, float16"),
         ("peers=[kaldi]", r"benchmark.peers has \['kaldi'\]; choose from torchaudio, espnet, speechbrain, parakeet"),
     ],
