@@ -82,7 +82,7 @@ class SegmentationConfig:
         max_batch_s: Most seconds of segments that are recognised together.
     """
 
-    max_segment_s: float = 24.0
+    max_segment_s: float = 16.0
     min_segment_s: float = 10.0
     max_batch_s: float = 100.0
 
