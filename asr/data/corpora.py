@@ -109,6 +109,13 @@ class CorpusConfig:
         """Returns the stem of a set's manifest, which is the set's name in results."""
         return name.replace("/", "-")
 
+    def file_of(self, name: str) -> Path | None:
+        """The one file that a set is read from, such as a table, if it is one; manifests are made anew when it changes.
+
+        Folders of audio are not looked through again: remove the manifests after changing what is in them.
+        """
+        return None
+
     def prepare(self, *, progress: bool = True) -> Splits:
         """Makes the manifests of all sets, or finds those that the same settings made before.
 
@@ -156,14 +163,25 @@ class CorpusConfig:
                 raise ValueError(f"{name!r} and {other} would both be the manifest {self.stem(name)}.jsonl; rename one")
 
     def _reuse(self) -> Splits | None:
-        """Returns the manifests on disk if the same settings made them and they are all there."""
+        """Returns the manifests on disk if the same settings and files made them and they are all there."""
         try:
             record = json.loads((self.manifests / PREPARED).read_text(encoding="utf-8"))
             same = record["format"] == _FORMAT and record["settings"] == self.settings()
+            same = same and all(record["files"].get(name) == digest for name, digest in self._digests().items())
             splits = self._splits(**{use: list(record["splits"][use]) for use in ("train", "valid", "test")})
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return splits if same and all(path.is_file() for path in splits.train + splits.valid + splits.test) else None
+
+    def _digests(self) -> dict[str, str]:
+        """What the files of sets hold now; those that are not there any more are taken to be as they were."""
+        files = {name: self.file_of(name) for name in dict.fromkeys(self.train + self.valid + self.test)}
+        digests = {}
+        for name, path in files.items():
+            if path is not None and path.is_file():
+                with path.open("rb") as stream:
+                    digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return digests
 
     def _splits(self, *, train: list[str], valid: list[str], test: list[str]) -> Splits:
         """Turns stems into the paths of manifests."""
@@ -226,6 +244,7 @@ class CorpusConfig:
         record = {
             "format": _FORMAT,
             "settings": self.settings(),
+            "files": self._digests(),
             "splits": stems,
             "sets": contents,
             "left_out": num_problems,

@@ -44,6 +44,10 @@ class FolderConfig(CorpusConfig):
         path = path.with_suffix("") if path.suffix in (*DELIMITERS, MANIFEST) else path
         return "-".join(path.parts) or self.name
 
+    def file_of(self, name: str) -> Path | None:
+        """A table or manifest."""
+        return self.root / name if Path(name).suffix in (*DELIMITERS, MANIFEST) else None
+
     def collect(self, name: str, *, progress: bool) -> Collected:
         """Reads one tree, table or manifest.
 

@@ -255,3 +255,16 @@ def test_manifests_join_corpora(tmp_path):
     utterances = [each for path in splits.train for each in manifest.read(path)]
     assert [each.id for each in utterances] == ["1-0-0000", "1-0-0001", "2-0-0000", "2-0-0001"]
     assert all(each.audio.is_file() for each in utterances)
+
+
+def test_a_changed_table_or_manifest_is_read_again_and_a_missing_one_is_not(tmp_path):
+    write_tree(tmp_path / "one", texts(1))
+    write_tree(tmp_path / "other", texts(2))
+    table = tmp_path / "t.csv"
+    write_table(table, "path,sentence", "one/1/0/1-0-0000.flac,first")
+    corpus = folder(tmp_path, train=["t.csv"], speaker_column="")
+    assert [each.text for each in read_one(corpus)] == ["first"]
+    write_table(table, "path,sentence", "one/1/0/1-0-0000.flac,first", "other/2/0/2-0-0000.flac,second")
+    assert [each.text for each in read_one(corpus)] == ["first", "second"]
+    table.unlink()  # as on a machine that has the manifests alone
+    assert [each.text for each in read_one(corpus)] == ["first", "second"]
