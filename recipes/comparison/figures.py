@@ -207,7 +207,7 @@ def ablation(scored: Sequence[Scored], *, set_name: str) -> Figure:
         panel.set_axisbelow(True)
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if abs(value) < 1e-9 else f"{value:+g}"))
         hollow = "; hollow: single seeds" if any(each.spread is not None for each in scored) else ""
-        panel.set_xlabel(f"difference in WER to the baseline on {set_name}, points (95 % interval, paired{hollow})")
+        panel.set_xlabel(f"difference in WER to the baseline on {set_name}, points\n(95 % interval, paired{hollow})")
         return figure
 
 
