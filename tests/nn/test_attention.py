@@ -264,3 +264,17 @@ def test_attend_drops_the_asked_share_of_the_weights(extra: int, dtype: torch.dt
     assert float((weights == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
     kept = weights[weights != 0].double()
     torch.testing.assert_close(kept, torch.full_like(kept, 4 / 3), atol=0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("extra", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kernel_gives_zeros_to_a_query_that_sees_no_key_and_plain_attention_to_others(extra, dtype):
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (torch.randn(2, 2, 5, 4 + extra, generator=generator).to(dtype) for _ in range(2))
+    values = torch.randn(2, 2, 5, 4, generator=generator).to(dtype)
+    mask = torch.tensor([[True] * 4 + [False], [False] * 5])[:, None, None]
+    found = attend(queries, keys, values, mask=mask, dropout=0.0)
+    scores = queries[0].float() @ keys[0, :, :4].float().transpose(-2, -1) / 2
+    expected = scores.softmax(dim=-1) @ values[0, :, :4].float()
+    torch.testing.assert_close(found[0].float(), expected, atol=0.05 if dtype == torch.bfloat16 else 1e-5, rtol=0.0)
+    assert (found[1] == 0).all()
