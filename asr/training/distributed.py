@@ -5,7 +5,9 @@ summed, not averaged, and divided by the count of all processes: a step is that 
 """
 
 import contextlib
+import gc
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +26,8 @@ T = TypeVar("T")
 
 # Others wait here while the first process prepares a corpus or evaluates; torchrun ends them where it fails.
 _PATIENCE = timedelta(hours=24)
+# What threads have for freeing the last sums, which takes them microseconds (see `leave`).
+_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,14 @@ def _own_device(name: str, local_size: int) -> str:
 
 
 def leave() -> None:
-    """Parts from the other processes, if there are any."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Parts from the other processes, if there are any; the last thing that a process does with them.
+
+    Threads of Gloo free what they have summed a moment after it is there for all, and need the interpreter for that: one
+    that comes when the interpreter is ending aborts the process. They end with their group, which shared modules hold,
+    so those that nobody uses any more are freed; where one is still in use, the pause lets the threads finish.
+    """
+    if not dist.is_initialized():
+        return
+    gc.collect()
+    dist.destroy_process_group()
+    time.sleep(_PAUSE_S)

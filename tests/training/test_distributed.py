@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from training_runs import StubTask, assert_equal, folders, make_trainer
 
 from asr import checkpoint
 from asr.training import distributed
-from asr.training.distributed import Team, held_back, join, own_rank
+from asr.training.distributed import Team, held_back, join, leave, own_rank
 from asr.training.state import Progress, pack_state, unpack_state
 from asr.training.trainer import TrainerConfig
 
@@ -161,3 +162,14 @@ def test_a_device_that_several_processes_would_share_is_refused(monkeypatch, nam
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=message):
         distributed._own_device(name, 4)
+
+
+def test_leaving_ends_the_group_that_an_unused_module_holds_in_a_circle(tmp_path):
+    """Its threads, at work when the interpreter ends, would abort the process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    group = weakref.ref(torch.distributed.group.WORLD)
+    circle: list[object] = [nn.parallel.DistributedDataParallel(nn.Linear(1, 1))]
+    circle.append(circle)
+    del circle
+    leave()
+    assert group() is None
