@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _WIDTH_WITHOUT_TERMINAL = 100
 # asr.decoding.search has them too; a test sees to it that they agree.
 DECODINGS = ("greedy", "prefix_beam", "attention", "joint", "rescore")
-PRECISIONS = ("auto", "float32", "bfloat16")  # as in asr.recognition, which takes long to import
+PRECISIONS = ("auto", "float32", "bfloat16")  # as in asr.devices, which imports torch and takes long to import
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +166,7 @@ def add_transcribe(subparsers: "Subparsers") -> None:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="of the encoder (default: auto, bfloat16 on GPUs that have it, else float32)",
+        help="of the encoder (default: auto, bfloat16 where the device has instructions for it, else float32)",
     )
     parser.set_defaults(run=run_transcribe)
 

@@ -1,6 +1,8 @@
-"""Which device to compute on."""
+"""Which device to compute on, and what it can."""
 
 import torch
+
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def pick_device(name: str, *, num_threads: int = 0) -> torch.device:
@@ -28,3 +30,28 @@ def pick_device(name: str, *, num_threads: int = 0) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}, but {torch.cuda.device_count()} CUDA devices were found; use device=cpu")
     return device
+
+
+def pick_dtype(precision: str, *, device: torch.device) -> torch.dtype:
+    """What to compute matrix products in.
+
+    Args:
+        precision: `float32`; `bfloat16`, by autocast; or `auto`, which is bfloat16 where the device has instructions
+            for it, as GPUs since Ampere and some processors have, and float32 elsewhere.
+        device: Where the model is.
+
+    Raises:
+        ValueError: If there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether there are instructions for matrix products in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

@@ -49,6 +49,7 @@ def evaluate_manifest(
     calibrations: Mapping[str, Calibration] | None = None,
     listed: Sequence[str] = (),
     max_batch_s: float = 120.0,
+    precision: str = "float32",
     progress: bool = True,
 ) -> dict[str, tuple[evaluate.Score, dict[str, Any]]]:
     """Recognises all utterances of a manifest in one or several ways, from one encoder pass, and scores each.
@@ -63,6 +64,7 @@ def evaluate_manifest(
         calibrations: Of the confidence of words, by the same names; without one, it is the CTC probability.
         listed: Words and phrases whose recall is of interest.
         max_batch_s: Most seconds of audio of a batch.
+        precision: Of the encoder, as for `asr.devices.pick_dtype`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -84,6 +86,7 @@ def evaluate_manifest(
         searches,
         sample_rate=loaded.sample_rate,
         max_batch_s=max_batch_s,
+        precision=precision,
         progress=progress,
     ):
         judged = time.perf_counter()

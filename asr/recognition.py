@@ -24,6 +24,7 @@ from asr.decoding.hypothesis import align
 from asr.decoding.scorers import Scorer
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search, encode
 from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer, fits_tokens
+from asr.devices import pick_dtype
 from asr.lm_checkpoint import load_language_model
 from asr.nn.lm import LanguageModel
 from asr.nn.model import Recognizer
@@ -31,7 +32,6 @@ from asr.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 # Batches of a manifest that are decoded while one is recognised.
 _BATCHES_AHEAD = 2
 # A reader that hangs, in a dead network drive say, must not keep Ctrl-C from working.
@@ -92,26 +92,6 @@ class SearchBuilder:
         return self._neural[path]
 
 
-def pick_dtype(precision: str, *, device: torch.device) -> torch.dtype:
-    """What the encoder computes its matrix products in.
-
-    Args:
-        precision: `float32`; `bfloat16`, by autocast; or `auto`, which is bfloat16 on GPUs with instructions for it and
-            float32 elsewhere. On processors with such instructions bfloat16 is faster too, about 1.5 times for an
-            encoder of width 128, but it is never taken without being asked for.
-        device: Where the model is.
-
-    Raises:
-        ValueError: If there is no such precision.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    if precision == "auto":
-        has_instructions = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_instructions else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
 @torch.inference_mode()
 def encode_batch(model: Recognizer, waveforms: Tensor, lengths: Tensor, *, dtype: torch.dtype) -> Encoding:
     """As `asr.decoding.search.encode`, with the encoder's matrix products in a type of choice.
@@ -120,7 +100,7 @@ def encode_batch(model: Recognizer, waveforms: Tensor, lengths: Tensor, *, dtype
         model: In eval mode.
         waveforms: (B, S) of the model's sample rate, on the model's device.
         lengths: (B,) integers, in samples.
-        dtype: From `pick_dtype`.
+        dtype: From `asr.devices.pick_dtype`.
 
     Returns:
         Frames and log-probabilities in float32, whatever the type.
@@ -228,7 +208,7 @@ def recognize_utterances(
         searches: Ways to search, by name; all start from the same encoder pass.
         sample_rate: Of the model, in Hz.
         max_batch_s: Most seconds of audio of a batch, padding included; a longer utterance goes alone.
-        precision: As for `pick_dtype`.
+        precision: As for `asr.devices.pick_dtype`.
         progress: Whether to show a progress bar on standard error.
 
     Yields:

@@ -62,7 +62,7 @@ def transcribe_files(
         decoding: How to search; greedy by default.
         tuned: Weights and calibration for this way to search.
         segmentation: How to cut long audio.
-        precision: As for `asr.recognition.pick_dtype`.
+        precision: As for `asr.devices.pick_dtype`.
         progress: Whether to show a progress bar where standard error is a terminal, and a summary.
 
     Returns:

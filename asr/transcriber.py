@@ -14,7 +14,8 @@ from asr import audio
 from asr.audio import SegmentationConfig, segment_stream
 from asr.checkpoint import LoadedModel
 from asr.decoding.search import DecodingConfig, NotFiniteError, Recognition
-from asr.recognition import SearchBuilder, encode_batch, pack, pick_dtype, read_ahead
+from asr.devices import pick_dtype
+from asr.recognition import SearchBuilder, encode_batch, pack, read_ahead
 from asr.transcript import Segment, Transcript, make_segment, make_transcript
 from asr.variants import TunedSearch, with_weights
 
@@ -158,7 +159,7 @@ class Transcriber:
         decoding: How to search; greedy by default.
         tuned: Weights and calibration for this way to search.
         segmentation: How to cut long audio.
-        precision: As for `asr.recognition.pick_dtype`.
+        precision: As for `asr.devices.pick_dtype`.
         builder: Makes the search; one that is shared loads a language model once for all.
 
     Raises:

@@ -24,6 +24,7 @@ def run(recipe: EvaluateRecipe) -> None:
             listed=list(read_hotwords(recipe.listed_words)) if recipe.listed_words else (),
             output=recipe.output,
             max_batch_s=recipe.max_batch_s,
+            precision=recipe.precision,
         )
         for name, (score, results) in found.items():
             shown = f"{path.stem} {name}" if len(found) > 1 else path.stem

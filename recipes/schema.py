@@ -80,6 +80,7 @@ class EvaluateRecipe:
         device: As in training.
         num_threads: As in training.
         max_batch_s: Most seconds of audio of a batch.
+        precision: What the encoder computes in, as in transcription; `float32` is the same on all machines.
         modes: Ways to search that are scored side by side from one encoder pass; by default the one of `decoding`.
         lms: Language models to try with each of them: `none`, `ngram`, `neural`, `ngram+neural`, whose files
             `decoding.lm` names; by default what `decoding.lm` names.
@@ -93,6 +94,7 @@ class EvaluateRecipe:
     device: str = "auto"
     num_threads: int = 0
     max_batch_s: float = 120.0
+    precision: str = "float32"
     data: CorpusConfig | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     modes: list[str] = field(default_factory=list)

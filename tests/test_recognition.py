@@ -14,7 +14,7 @@ from utterances import make_utterances
 
 from asr.audio import AudioError
 from asr.decoding.search import encode
-from asr.recognition import encode_batch, encode_utterances, pack, pick_dtype, read_ahead
+from asr.recognition import encode_batch, encode_utterances, pack, read_ahead
 
 RATE = tiny.SAMPLE_RATE
 
@@ -81,14 +81,6 @@ def test_packing_puts_like_lengths_together() -> None:
     batches = pack(many, length=float, most=100)
     assert sorted(itertools.chain(*batches)) == sorted(many)
     assert all(max(batch) * len(batch) <= 100 for batch in batches)
-
-
-def test_precision_is_checked_and_never_lowered_unasked_on_a_processor() -> None:
-    cpu = torch.device("cpu")
-    assert pick_dtype("auto", device=cpu) == pick_dtype("float32", device=cpu) == torch.float32
-    assert pick_dtype("bfloat16", device=cpu) == torch.bfloat16
-    with pytest.raises(ValueError, match=r"^precision is 'int8'; choose one of auto, float32, bfloat16$"):
-        pick_dtype("int8", device=cpu)
 
 
 def check_bfloat16(device: torch.device) -> None:

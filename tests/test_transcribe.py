@@ -91,8 +91,10 @@ def test_segments_of_one_batch_get_the_transcripts_that_they_get_alone(loaded: L
 def test_channels_and_lossless_formats_do_not_matter(
     loaded: LoadedModel, tmp_path: Path, suffix: str, num_channels: int
 ) -> None:
-    expected = transcribe(loaded, tiny.write_noise(tmp_path / "plain.wav"), name="x")
-    other = transcribe(loaded, tiny.write_noise(tmp_path / f"other{suffix}", num_channels=num_channels), name="x")
+    # Formats round to 16 bits differently, which a model of random weights may tell apart in bfloat16.
+    exact = Transcriber(loaded, precision="float32")
+    expected = exact(tiny.write_noise(tmp_path / "plain.wav"), name="x")
+    other = exact(tiny.write_noise(tmp_path / f"other{suffix}", num_channels=num_channels), name="x")
     assert other.text == expected.text
     assert other.duration_s == expected.duration_s
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import tiny
 
-from asr import recognition
+from asr import devices
 from asr.checkpoint import LoadedModel
 from asr.cli import DECODINGS, PRECISIONS, main
 from asr.confidence import Calibration
@@ -292,7 +292,7 @@ def test_an_output_folder_that_is_a_file_is_refused(workplace: Path, capsys: pyt
 
 def test_the_command_knows_all_ways_to_search() -> None:
     assert DECODINGS == MODES
-    assert PRECISIONS == recognition.PRECISIONS
+    assert PRECISIONS == devices.PRECISIONS
 
 
 def test_a_language_model_and_hotwords_take_part(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

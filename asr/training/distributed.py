@@ -187,9 +187,9 @@ def _own_device(name: str, local_size: int) -> str:
 def leave() -> None:
     """Parts from the other processes, if there are any; the last thing that a process does with them.
 
-    Threads of Gloo free what they have summed a moment after it is there for all, and need the interpreter for that: one
-    that comes when the interpreter is ending aborts the process. They end with their group, which shared modules hold,
-    so those that nobody uses any more are freed; where one is still in use, the pause lets the threads finish.
+    Threads of Gloo free what they have summed a moment after it is there for all, and need the interpreter for that:
+    one that comes when the interpreter is ending aborts the process. They end with their group, which shared modules
+    hold, so those that nobody uses any more are freed; where one is still in use, the pause lets the threads finish.
     """
     if not dist.is_initialized():
         return

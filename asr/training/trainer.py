@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from asr.checkpoint import average, load_training, load_weights
+from asr.devices import PRECISIONS, pick_dtype
 from asr.losses import Loss
 from asr.training.acceleration import blocks_of, checkpoint_activations, compile_blocks
 from asr.training.distributed import Team, held_back
@@ -40,7 +41,6 @@ from asr.training.window import Window
 logger = logging.getLogger(__name__)
 
 AVERAGES = ("ema", "best", "none")
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class Trainer:
         )
         self.optimizer = build_optimizer(optim, self.model)
         self.ema = MovingAverage(self.model, decay=config.ema_decay) if config.average == "ema" else None
-        self.use_bfloat16 = wants_bfloat16(config.precision, device)
+        self.use_bfloat16 = pick_dtype(config.precision, device=device) == torch.bfloat16
         self.at = Progress()
         self.stop = StopSignals()
         self.unsettled: list[tuple[int, Tensor, list[str]]] = []  # steps, whether they were good, their utterances
@@ -447,12 +447,3 @@ class Trainer:
         """Tensors as large as what AdamW has of every parameter from its first step on."""
         missing = [each for each in self.model.parameters() if each.requires_grad and each not in self.optimizer.state]
         return [torch.empty_like(parameter) for parameter in missing for _ in range(2)]
-
-
-def wants_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: as asked, or by `auto` where the device has instructions for it."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

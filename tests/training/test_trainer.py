@@ -35,7 +35,7 @@ from asr.tokenizer import CharTokenizer
 from asr.training.interfaces import Interrupted, TrainingError, Validation
 from asr.training.optim import OptimConfig
 from asr.training.task import WordErrorValidation, refuse_other_run
-from asr.training.trainer import TrainerConfig, wants_bfloat16
+from asr.training.trainer import TrainerConfig
 
 
 def judged(*metrics: float) -> Callable[[], Validation]:
@@ -405,24 +405,6 @@ def test_a_run_folder_of_another_model_is_refused_with_the_difference(tmp_path):
 
 
 # Precision
-
-
-@pytest.mark.parametrize("has_instructions", [True, False])
-def test_automatic_precision_on_a_processor_depends_on_its_instructions(monkeypatch, has_instructions):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
-    assert wants_bfloat16("auto", CPU) == has_instructions
-
-
-@pytest.mark.parametrize("has_instructions", [True, False])
-def test_automatic_precision_on_a_gpu_depends_on_its_instructions(monkeypatch, has_instructions):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_instructions)
-    assert wants_bfloat16("auto", torch.device("cuda")) == has_instructions
-
-
-def test_precision_is_as_asked_and_automatic_never_on_other_devices():
-    assert wants_bfloat16("bfloat16", CPU)
-    assert not wants_bfloat16("float32", torch.device("cuda"))
-    assert not wants_bfloat16("auto", torch.device("meta"))
 
 
 def losses_of_two_steps(folder: Path, utterances: list[Utterance], device: torch.device, precision: str) -> list[float]:
