@@ -3,7 +3,9 @@
 # B utterances, T' encoder frames, U tokens, V vocabulary
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +75,20 @@ def ctc_loss(log_probs: Tensor, frame_lengths: Tensor, tokens: Tensor, token_len
     Returns:
         (B,) in nats; infinite where the frames cannot carry the tokens (see `min_ctc_frames`).
     """
+    if log_probs.is_cuda and (kernels := _gpu_kernels()):
+        losses: Tensor = kernels.CtcLoss.apply(log_probs, frame_lengths, tokens, token_lengths)
+        return losses
     return F.ctc_loss(log_probs.transpose(0, 1), tokens, frame_lengths, token_lengths, blank=BLANK_ID, reduction="none")
+
+
+@cache
+def _gpu_kernels() -> ModuleType | None:
+    """The kernels for a GPU; None where PyTorch comes without Triton."""
+    try:
+        from asr import ctc_kernels
+    except ImportError:
+        return None
+    return ctc_kernels
 
 
 def min_ctc_frames(tokens: list[int]) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -329,7 +329,7 @@ class _Planned(IterableDataset[tuple[BatchPlan, Batch | Exception]]):
 
 def make_loader(
     dataset: UtteranceDataset, sampler: BucketSampler, *, num_workers: int, pin_memory: bool
-) -> Iterator[tuple[BatchPlan, Batch]]:
+) -> Generator[tuple[BatchPlan, Batch], None, None]:
     """Batches without end, in the order of the sampler, whatever the number of workers.
 
     Raises:

@@ -2,7 +2,7 @@
 
 # B sentences of a batch, U tokens
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -67,7 +67,7 @@ class SentenceBatches:
         self.sentences, self.max_batch_tokens, self.seed = sentences, max_batch_tokens, seed
         self.shard, self.num_shards = shard, num_shards
 
-    def start(self, epoch: int, position: int) -> Iterator[tuple[SentencePlan, SentenceBatch]]:
+    def start(self, epoch: int, position: int) -> Generator[tuple[SentencePlan, SentenceBatch], None, None]:
         """Batches without end, from a place in an epoch on."""
         while True:
             for plan in self.epoch(epoch)[position:]:

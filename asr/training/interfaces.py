@@ -1,7 +1,7 @@
 """What the trainer asks of a model, its batches and its validation, and how it ends."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -75,8 +75,8 @@ class TrainingTask(Protocol):
 class Batches(Protocol):
     """Where batches come from."""
 
-    def start(self, epoch: int, position: int) -> Iterator[tuple[Place, TrainingBatch]]:
-        """Batches without end, from a place in an epoch on."""
+    def start(self, epoch: int, position: int) -> Generator[tuple[Place, TrainingBatch], None, None]:
+        """Batches without end, from a place in an epoch on; what makes them ends when the generator is closed."""
 
     def largest(self) -> TrainingBatch:
         """The batch that needs most memory."""

@@ -120,7 +120,10 @@ class MovingAverage:
         present = [own_part(parameter.detach()) for parameter in model.parameters()]
         averages = [own_part(average) for average in self.weights.values()]
         share = ((1 - decay) * taken).to(present[0].dtype)
-        torch._foreach_lerp_(averages, present, [share] * len(present))
+        # Not as torch._foreach_lerp_, which takes a share that the processor does not know one weight after the other.
+        steps = torch._foreach_sub(present, averages)
+        torch._foreach_mul_(steps, share)
+        torch._foreach_add_(averages, steps)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 # B utterances, S samples, T frames, F mel bins, U tokens
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class UtteranceBatches:
             num_shards=self.team.size,
         )
 
-    def start(self, epoch: int, position: int) -> Iterator[tuple[BatchPlan, Batch]]:
+    def start(self, epoch: int, position: int) -> Generator[tuple[BatchPlan, Batch], None, None]:
         """Batches without end, from a place in an epoch on."""
         sampler = self.sampler(epoch, position)
         return make_loader(self.dataset, sampler, num_workers=self.config.num_workers, pin_memory=self.pin_memory)

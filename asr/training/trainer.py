@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -179,12 +180,13 @@ class Trainer:
 
     def _loop(self) -> None:
         started = time.monotonic() - self.at.elapsed_s
-        stream = self.batches.start(self.at.epoch, self.at.position)
         window = Window()
         bar = tqdm(
             total=self.config.max_steps, initial=self.at.step, unit="step", disable=None if self.show_progress else True
         )
-        with bar, logging_redirect_tqdm():  # lines of the log go above the bar, not through it
+        # Closed here, as workers that nobody tells to end would keep the process from ending. Lines of the log go above
+        # the bar, not through it.
+        with closing(self.batches.start(self.at.epoch, self.at.position)) as stream, bar, logging_redirect_tqdm():
             while self.at.step < self.config.max_steps:
                 if window.host_waits is None:
                     with count_waits(self.device) as window.host_waits:

@@ -115,15 +115,24 @@ def run(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) -> Run:
     folder = cwd / "runs" / "tones"
     command = [sys.executable, str(TRAIN), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Workers ignore the signal, so they must be told to end.
     started = subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "loader.num_workers=1"],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert started.stdout is not None
     for line in started.stdout:
         if f"step 1/{STEPS} " in line:
             started.send_signal(signal.SIGTERM)
             break
-    _, error = started.communicate()
+    try:
+        _, error = started.communicate(timeout=120)
+    finally:
+        started.kill()
     left = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert not (folder / "model").exists()
     again = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
