@@ -36,19 +36,19 @@ class CtcLoss(torch.autograd.Function):
             log_probs, tokens, frame_lengths, token_lengths, alphas, losses, *sizes,
             num_states=num_states, blank=BLANK_ID, num_warps=_num_warps(num_states),
         )  # fmt: skip
-        ctx.save_for_backward(log_probs, frame_lengths, tokens, token_lengths, alphas, losses)
+        ctx.save_for_backward(log_probs, frame_lengths, tokens, token_lengths, alphas)
         return losses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """Goes backwards through the frames: minus the share of every token in every frame, times `grad` (B,)."""
-        log_probs, frame_lengths, tokens, token_lengths, alphas, losses = ctx.saved_tensors
+        log_probs, frame_lengths, tokens, token_lengths, alphas = ctx.saved_tensors
         batch, num_frames, num_states = alphas.shape
         betas = alphas.new_empty(batch, 2, num_states)
         grad_log_probs = torch.zeros_like(log_probs)
         sizes = num_frames, log_probs.shape[2], tokens.shape[1]
         _backward_kernel[(batch,)](
-            log_probs, tokens, frame_lengths, token_lengths, alphas, losses, grad.contiguous(), betas, grad_log_probs,
+            log_probs, tokens, frame_lengths, token_lengths, alphas, grad.contiguous(), betas, grad_log_probs,
             *sizes, num_states=num_states, blank=BLANK_ID, num_warps=_num_warps(num_states),
         )  # fmt: skip
         return grad_log_probs, None, None, None
@@ -66,7 +66,11 @@ def _log_sum_exp(a, b, c):  # type: ignore[no-untyped-def]
     return tl.log(tl.exp(a - safe) + tl.exp(b - safe) + tl.exp(c - safe)) + safe
 
 
-@triton.jit
+# Sizes change from batch to batch; Triton would compile anew for those that are multiples of 16.
+_SIZES = ["num_frames", "vocab_size", "max_tokens"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def _forward_kernel(  # type: ignore[no-untyped-def]
     log_probs, tokens, frame_lengths, token_lengths, alphas, losses, num_frames, vocab_size, max_tokens,
     num_states: tl.constexpr, blank: tl.constexpr,
@@ -105,9 +109,9 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(losses + row, -(tl.log(tl.sum(tl.exp(at_end - safe), axis=0)) + safe))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _backward_kernel(  # type: ignore[no-untyped-def]
-    log_probs, tokens, frame_lengths, token_lengths, alphas, losses, grad, betas, grad_log_probs,
+    log_probs, tokens, frame_lengths, token_lengths, alphas, grad, betas, grad_log_probs,
     num_frames, vocab_size, max_tokens, num_states: tl.constexpr, blank: tl.constexpr,
 ):  # fmt: skip
     """Backward variables of one utterance, of two frames at a time, and what follows from them for the gradient."""
@@ -119,7 +123,6 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     tokens += row * max_tokens
     length = tl.load(token_lengths + row).to(tl.int32)
     frames = tl.load(frame_lengths + row).to(tl.int32)
-    loss = tl.load(losses + row)
     scale = -tl.load(grad + row)
     state = tl.arange(0, num_states)
     exists = state < 2 * length + 1
@@ -134,7 +137,11 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     while frame >= 0:
         emitted = tl.load(log_probs + frame * vocab_size + token, mask=exists, other=float("-inf"))
         alpha = tl.load(alphas + frame * num_states + state)
-        share = tl.where(exists, tl.exp(alpha + beta + loss), 0.0) * scale
+        both = tl.where(exists, alpha + beta, float("-inf"))
+        # In every frame the shares sum to one: dividing by their sum keeps more digits than by the likelihood.
+        highest = tl.max(both, axis=0)
+        share = tl.exp(both - highest)
+        share = share * (scale / tl.sum(share, axis=0))
         tl.store(grad_log_probs + frame * vocab_size + blank, tl.sum(tl.where(is_token, 0.0, share), axis=0))
         tl.atomic_add(grad_log_probs + frame * vocab_size + token, share, mask=is_token)
         here = beta + emitted  # with the frame itself

@@ -6,7 +6,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def pick_device(name: str, *, num_threads: int = 0) -> torch.device:
-    """The device of that name, or the best there is for `auto`; sets the number of processor threads.
+    """The device of that name, or the best there is for `auto`; sets the number of processor threads and the kernels of attention.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -19,6 +19,8 @@ def pick_device(name: str, *, num_threads: int = 0) -> torch.device:
         raise ValueError(f"num_threads is {num_threads}; it must be 0 (all) or more")
     if num_threads:
         torch.set_num_threads(num_threads)
+    # cuDNN's attention plans for every new shape anew, longer than it takes; the other kernels need no plan.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -4,6 +4,7 @@ Where several processes train together, each has a shard: as many batches as the
 batch of like lengths, so that none waits long for another.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -59,6 +60,11 @@ def own_shard(batches: list[Indices], *, shard: int, num_shards: int) -> list[In
     return batches[shard::num_shards]
 
 
+def padded_length(longest: float, *, step: float) -> float:
+    """What a batch is padded to: its longest length, or the next multiple of the step above 0; both in one unit."""
+    return math.ceil(longest / step - 1e-6) * step if step else longest
+
+
 class BucketSampler:
     """Yields batches without end, epoch after epoch, from any starting point.
 
@@ -74,6 +80,7 @@ class BucketSampler:
         start: Epoch and position of the first batch.
         shard: Which of the shards to yield, from 0.
         num_shards: Number of shards.
+        padding_step_s: Above 0, batches are padded to a multiple of this many seconds.
 
     Raises:
         ValueError: If an utterance alone, at the slowest speed, is longer than a batch may be.
@@ -90,10 +97,11 @@ class BucketSampler:
         start: tuple[int, int] = (0, 0),
         shard: int = 0,
         num_shards: int = 1,
+        padding_step_s: float = 0.0,
     ) -> None:
         if not durations_s:
             raise ValueError("there are no utterances to make batches of")
-        longest = max(durations_s) / min(speeds)
+        longest = padded_length(max(durations_s) / min(speeds), step=padding_step_s)
         if longest > max_batch_s:
             raise ValueError(
                 f"the longest utterance lasts {longest:.1f} s at the slowest speed, more than loader.max_batch_s "
@@ -106,6 +114,7 @@ class BucketSampler:
         self.seed = seed
         self.start = start
         self.shard, self.num_shards = shard, num_shards
+        self.padding_step_s = padding_step_s
 
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, position = self.start
@@ -134,9 +143,10 @@ class BucketSampler:
         lengths = self.durations_s[:, None] / self.speeds  # (utterances, speeds)
         # Any utterance at any speed can be the longest of a batch; with it come at most those that can be shorter.
         longest = np.unique(lengths)[::-1]
+        padded = np.array([padded_length(each, step=self.padding_step_s) for each in longest])
         sizes = np.searchsorted(np.sort(lengths.min(axis=1)), longest, side="right")
-        sizes = np.minimum(sizes, np.minimum(self.max_batch_size, (self.max_batch_s / longest).astype(np.int64)))
-        best = int(np.argmax(longest * sizes))
+        sizes = np.minimum(sizes, np.minimum(self.max_batch_size, (self.max_batch_s / padded).astype(np.int64)))
+        best = int(np.argmax(padded * sizes))
         allowed = np.where(lengths <= longest[best], lengths, 0.0)
         order = np.argsort(-allowed.max(axis=1), kind="stable")[: sizes[best]]
         slowest = self.speeds[allowed.argmax(axis=1)]
@@ -148,7 +158,7 @@ class BucketSampler:
         for plan in self.epoch(number):
             lengths = [self.durations_s[draw.index] / draw.speed for draw in plan.draws]
             used += sum(lengths)
-            padded += max(lengths) * len(lengths)
+            padded += padded_length(max(lengths), step=self.padding_step_s) * len(lengths)
         return 1 - used / padded
 
     def _cut(self, order: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
@@ -159,7 +169,7 @@ class BucketSampler:
             full = (
                 not batches
                 or len(batches[-1]) >= self.max_batch_size
-                or longest * (len(batches[-1]) + 1) > self.max_batch_s
+                or padded_length(longest, step=self.padding_step_s) * (len(batches[-1]) + 1) > self.max_batch_s
             )
             if full:
                 batches.append([])

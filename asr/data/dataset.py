@@ -5,6 +5,7 @@
 import contextlib
 import hashlib
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from asr import audio
 from asr.augment import AugmentConfig, WaveAugment, speed
-from asr.data.batching import BatchPlan, BucketSampler
+from asr.data.batching import BatchPlan, BucketSampler, padded_length
 from asr.data.manifest import Utterance
 from asr.losses import min_ctc_frames
 from asr.tokenizer import Tokenizer
@@ -35,6 +36,8 @@ class LoaderConfig:
     Attributes:
         max_batch_s: Most seconds of audio of a batch, padding included.
         max_batch_size: Most utterances of a batch.
+        padding_step_s: Above 0, batches are padded to a multiple of this many seconds: a GPU, which prepares itself for
+            every new shape, then sees few of them. 0 pads to the longest utterance.
         min_duration_s: Utterances shorter than this are unusable.
         max_duration_s: Utterances longer than this are unusable.
         unusable: What to do with utterances that are too short, too long, or have more tokens than CTC can put into
@@ -46,6 +49,7 @@ class LoaderConfig:
 
     max_batch_s: float = 120.0
     max_batch_size: int = 256
+    padding_step_s: float = 0.0
     min_duration_s: float = 0.1
     max_duration_s: float = 40.0
     unusable: str = "stop"
@@ -64,6 +68,8 @@ class LoaderConfig:
             raise ValueError(
                 f"loader.max_batch_s {self.max_batch_s:g} and max_batch_size {self.max_batch_size} must be positive"
             )
+        if self.padding_step_s < 0:
+            raise ValueError(f"loader.padding_step_s is {self.padding_step_s:g}; it must not be negative")
         if self.num_workers < 0 or self.cache_gb < 0:
             raise ValueError(
                 f"loader.num_workers {self.num_workers} and loader.cache_gb {self.cache_gb:g} must not be negative"
@@ -91,6 +97,11 @@ class Batch:
     num_tokens: int
     ids: list[str]
     seed: int
+
+    @property
+    def padded_length(self) -> int:
+        """Samples S that every row has with its padding."""
+        return self.waveforms.shape[1]
 
     def to(self, device: torch.device) -> Self:
         """Returns the batch with its tensors on the device."""
@@ -120,6 +131,7 @@ class UtteranceDataset(Dataset[Batch]):
         augment: Noise and reverberation, or None for the audio as it is. Speed is in the plan.
         seed: Decides with epoch and utterance all that is drawn.
         cache: Waveforms in memory, from `preload`, or None to read files every time.
+        padding_step_s: As of `LoaderConfig`.
 
     Raises:
         ValueError: If a text has a character that the tokenizer lacks; the utterance is named.
@@ -134,6 +146,7 @@ class UtteranceDataset(Dataset[Batch]):
         augment: AugmentConfig | None,
         seed: int,
         cache: list[Tensor] | None = None,
+        padding_step_s: float = 0.0,
     ) -> None:
         self.utterances = list(utterances)
         self.tokens = encode_all(self.utterances, tokenizer)
@@ -141,13 +154,16 @@ class UtteranceDataset(Dataset[Batch]):
         self.augment = None if augment is None else WaveAugment(augment, sample_rate=sample_rate)
         self.seed = seed
         self.cache = cache
+        self.padding_step = round(padding_step_s * sample_rate)
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         with _one_thread():
             waveforms = [self._waveform(draw.index, draw.speed, plan.epoch) for draw in plan.draws]
         tokens = [torch.tensor(self.tokens[draw.index], dtype=torch.int64) for draw in plan.draws]
+        padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+        missing = int(padded_length(padded.shape[1], step=self.padding_step)) - padded.shape[1]
         return Batch(
-            waveforms=torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
+            waveforms=torch.nn.functional.pad(padded, (0, missing)),
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),
             tokens=torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
             token_lengths=torch.tensor([len(each) for each in tokens]),
@@ -344,10 +360,18 @@ def make_loader(
         generator=torch.Generator().manual_seed(dataset.seed),
         worker_init_fn=_start_worker if num_workers else None,
     )
-    for plan, batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield plan, batch
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    workers = set(multiprocessing.active_children()) - others
+    try:
+        for plan, batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield plan, batch
+    finally:
+        del batches  # which tells the workers to end
+        for worker in workers:  # they ignore SIGTERM: one that did not end would keep this process from ending
+            worker.kill()
 
 
 def _start_worker(_: int) -> None:

@@ -33,6 +33,11 @@ class SentenceBatch:
     num_tokens: int
     ids: list[str]
 
+    @property
+    def padded_length(self) -> int:
+        """Tokens U that every row has with its padding."""
+        return self.tokens.shape[1]
+
     def to(self, device: torch.device) -> Self:
         """Returns the batch with its tensors on the device."""
         return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device))

@@ -14,7 +14,8 @@ class DepthwiseConv(nn.Conv1d):
 
     A convolution in one dimension would have every channel's frames side by side: two transposed copies, and a kernel
     that is several times slower on processors. In two dimensions, one of them of size one, the frames are already what
-    PyTorch calls channels-last.
+    PyTorch calls channels-last. On GPUs that layout goes to cuDNN, which plans for every new shape anew, longer than a
+    step takes; there the convolution in one dimension has kernels without plans.
 
     Args:
         channels: Number of channels C.
@@ -26,6 +27,8 @@ class DepthwiseConv(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, C) to (B, T, C); beyond both ends it sees zeros."""
+        if x.is_cuda:
+            return super().forward(x.transpose(1, 2).contiguous()).transpose(1, 2)
         planes = x.transpose(1, 2).unsqueeze(-1)  # (B, C, T, 1)
         weight = self.weight.unsqueeze(-1)  # (C, 1, K, 1)
         planes = F.conv2d(planes, weight, self.bias, padding=(self.kernel_size[0] // 2, 0), groups=self.groups)

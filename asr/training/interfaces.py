@@ -35,11 +35,15 @@ class TrainingBatch(Protocol):
 
     Attributes:
         ids: What to look at when its loss is not finite.
-        lengths: Samples of audio or tokens of every row, (B,) integers; its tensors are padded to the longest.
+        lengths: Samples of audio or tokens of every row, (B,) integers.
     """
 
     ids: list[str]
     lengths: Tensor
+
+    @property
+    def padded_length(self) -> int:
+        """Samples or tokens that every row has with its padding."""
 
     def to(self, device: torch.device) -> Self:
         """Returns the batch with its tensors on the device."""

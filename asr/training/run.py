@@ -129,6 +129,7 @@ def train_recognizer(
         augment=config.augment,
         seed=config.seed,
         cache=preload(train, sample_rate=rate, max_gb=config.loader.cache_gb / team.local_size, progress=team.leads),
+        padding_step_s=config.loader.padding_step_s,
     )
     batches = UtteranceBatches(
         dataset,

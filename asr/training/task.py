@@ -105,6 +105,7 @@ class UtteranceBatches:
             start=(epoch, position),
             shard=self.team.rank,
             num_shards=self.team.size,
+            padding_step_s=self.config.padding_step_s,
         )
 
     def start(self, epoch: int, position: int) -> Generator[tuple[BatchPlan, Batch], None, None]:

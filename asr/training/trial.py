@@ -83,7 +83,7 @@ def size_that_fills(share: float, *, size: float, before: int, peak: int, total:
 
 def _measure(batch: TrainingBatch, sample_rate: int | None) -> _Size:
     rows = len(batch.lengths)
-    padded = rows * int(batch.lengths.max())
+    padded = rows * batch.padded_length
     if sample_rate is None:
         words = f"{rows} sentences, {padded} tokens with padding"
         return _Size(words, padded, "max_batch_tokens", "max_sentence_tokens")

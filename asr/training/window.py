@@ -35,7 +35,7 @@ class Window:
     def add_batch(self, batch: TrainingBatch, *, waited_s: float) -> None:
         """Counts a batch that is still on the processor, and how long it was waited for."""
         self.size += int(batch.lengths.sum())
-        self.padded_size += len(batch.lengths) * int(batch.lengths.max())
+        self.padded_size += len(batch.lengths) * batch.padded_length
         self.waited_s += waited_s
 
     def add_step(self, parts: dict[str, Tensor], *, count: int, grad_norm: Tensor, good: Tensor) -> None:

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from asr.data.batching import BatchPlan, BucketSampler, own_shard
+from asr.data.batching import BatchPlan, BucketSampler, own_shard, padded_length
 from asr.data.sentence_batches import SentenceBatches
 from asr.data.sentences import Sentences
 
@@ -41,6 +41,34 @@ def test_no_batch_is_over_its_limits_with_padding_and_at_its_speeds(max_batch_s,
     for plan in islice(sampler, 500):
         assert padded_s(sampler, plan) <= max_batch_s
         assert 1 <= len(plan.draws) <= max_batch_size
+
+
+@pytest.mark.parametrize("max_batch_s", [20.0, 120.0])
+def test_with_a_step_of_padding_batches_are_full_and_of_few_shapes(max_batch_s):
+    sampler = make_sampler(realistic(), max_batch_s=max_batch_s, padding_step_s=0.5)
+    plans = sampler.epoch(0)
+    shapes = set()
+    for plan in plans:
+        longest = max(sampler.durations_s[draw.index] / draw.speed for draw in plan.draws)
+        padded = padded_length(longest, step=0.5)
+        assert longest <= padded < longest + 0.5
+        assert padded * len(plan.draws) <= max_batch_s
+        shapes.add((len(plan.draws), padded))
+    # One batch size for a length, but for the last batch and for those that end where lengths jump.
+    assert len(shapes) <= len({padded for _, padded in shapes}) + 3
+    assert sum(len(plan.draws) for plan in plans) == 2000
+    assert sampler.padding_share(0) > make_sampler(realistic(), max_batch_s=max_batch_s).padding_share(0)
+    largest = sampler.largest()
+    assert max(size * padded for size, padded in shapes) <= len(largest.draws) * padded_length(
+        max(sampler.durations_s[draw.index] / draw.speed for draw in largest.draws), step=0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("longest", "step", "expected"), [(7.0, 0.0, 7.0), (6.9, 0.5, 7.0), (7.0, 0.5, 7.0), (7, 4, 8)]
+)
+def test_a_length_is_padded_to_the_next_step(longest, step, expected):
+    assert padded_length(longest, step=step) == expected
 
 
 def test_all_speeds_are_drawn_about_equally_often_and_anew_every_epoch():

@@ -200,6 +200,19 @@ def test_a_batch_moves_to_a_device_with_all_its_tensors(utterances):
     assert moved.ids == ["u0", "u1"]
 
 
+def test_a_batch_is_padded_to_a_step_and_nothing_else_changes(utterances):
+    plain, stepped = (
+        make_dataset(utterances)[plan_of(0, 1)],
+        make_dataset(utterances, padding_step_s=0.25)[plan_of(0, 1)],
+    )
+    step = tiny.SAMPLE_RATE // 4
+    assert stepped.padded_length % step == 0
+    assert plain.padded_length <= stepped.padded_length < plain.padded_length + step
+    assert torch.equal(stepped.waveforms[:, : plain.padded_length], plain.waveforms)
+    assert not stepped.waveforms[:, plain.padded_length :].any()
+    assert torch.equal(stepped.lengths, plain.lengths)
+
+
 # Loaders
 
 
@@ -335,6 +348,7 @@ def test_nothing_left_is_an_error():
         ),
         ({"max_batch_s": 0.0}, r"loader\.max_batch_s 0 and max_batch_size 256 must be positive"),
         ({"max_batch_size": 0}, r"loader\.max_batch_s 120 and max_batch_size 0 must be positive"),
+        ({"padding_step_s": -1.0}, r"loader\.padding_step_s is -1; it must not be negative"),
         ({"num_workers": -1}, r"loader\.num_workers -1 and loader\.cache_gb 4 must not be negative"),
         ({"cache_gb": -0.5}, r"loader\.num_workers 0 and loader\.cache_gb -0\.5 must not be negative"),
     ],

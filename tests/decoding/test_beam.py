@@ -195,7 +195,8 @@ def test_a_gpu_finds_what_a_processor_finds() -> None:
         found.append(beam_search(scorers, inputs[2], beam_size=5))
     for ours, others in zip(*found, strict=True):
         assert [each.tokens for each in ours] == [each.tokens for each in others]
-        assert [each.score for each in ours] == pytest.approx([each.score for each in others], abs=1e-9)
+        # The positions' cosines are float32 whatever the model is, and a GPU rounds them in its own way.
+        assert [each.score for each in ours] == pytest.approx([each.score for each in others], abs=1e-6)
 
 
 def test_fewer_hypotheses_than_the_beam_can_be_asked_for() -> None:

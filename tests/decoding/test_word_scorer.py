@@ -36,7 +36,8 @@ def make_model(words: Sequence[str], *, order: int = 3, num_ngrams: int = 150, s
     words = [*TAGS, *words]
     size = len(words)
     log_probs = torch.randn(size, generator=generator).mul(2).log_softmax(dim=0)
-    tables = [NgramTable(torch.zeros(size, dtype=torch.long), torch.arange(size), log_probs, torch.randn(size))]
+    backoffs = torch.randn(size, generator=generator)
+    tables = [NgramTable(torch.zeros(size, dtype=torch.long), torch.arange(size), log_probs, backoffs)]
     for _ in range(2, order + 1):
         keys = torch.randint(len(tables[-1]) * size, (num_ngrams,), generator=generator).unique()
         values = -5 * torch.rand(2, len(keys), generator=generator)

@@ -436,7 +436,7 @@ def test_a_gpu_gives_the_loss_of_a_processor(tmp_path, utterances, precision, to
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_never_waits_for_the_gpu(tmp_path, utterances):
-    task, notes = make_task(), Notes()
+    task, notes = make_task(PLAIN, dropout=0.1), Notes()
     task.to("cuda")
     batches = make_batches(utterances, PLAIN, max_batch_size=5)
     device = torch.device("cuda")

@@ -38,11 +38,11 @@ def test_padding_waiting_and_speed_are_those_of_the_window():
     window, batch = Window(), stub_batches().largest()
     batch.lengths = torch.tensor([4, 2])
     window.add_batch(batch, waited_s=0.5)
-    batch.lengths = torch.tensor([3, 3])
+    batch.lengths = torch.tensor([3, 3])  # padded to a step, beyond the longest
     window.add_batch(batch, waited_s=0.25)
     window.since = time.monotonic() - 3.0
     values = window.averages(Team(), sample_rate=2)
-    assert values["data/padding"] == pytest.approx(1 - 12 / 14)
+    assert values["data/padding"] == pytest.approx(1 - 12 / 16)
     assert values["data/waiting"] == pytest.approx(0.25, rel=0.05)
     assert values["speed/audio_s_per_s"] == pytest.approx(2.0, rel=0.05)
     window.since = time.monotonic() - 3.0
