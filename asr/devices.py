@@ -6,7 +6,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def pick_device(name: str, *, num_threads: int = 0) -> torch.device:
-    """The device of that name, or the best there is for `auto`; sets the number of processor threads and the kernels of attention.
+    """The device of that name, or the best there is for `auto`.
+
+    Sets the number of processor threads, and which kernels of attention may be used.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `cuda:N`.
