@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from asr.audio import SegmentationConfig
 from asr.data.corpora import CorpusConfig
+from asr.data.disturbed import DisturbanceConfig
 from asr.data.folder import FolderConfig
 from asr.data.librispeech import LibriSpeechConfig
 from asr.data.synthetic import SyntheticConfig
@@ -437,7 +438,40 @@ class ReleaseRecipe:
             raise ValueError(f"precision is {self.precision!r}; choose one of {', '.join(choices)}")
 
 
+@dataclass(slots=True, kw_only=True)
+class DisturbRecipe:
+    """`recipes/disturb.py`: a copy of a test set in noise, among other voices, in rooms.
+
+    Attributes:
+        manifest: The set.
+        output: The folder for the copy: a manifest of the same name, and its audio.
+        talkers: Manifest of who speaks in the background, never the utterance's own speaker; by default the set itself.
+        sample_rate: Of the copy, in Hz.
+        disturbance: What is done to every utterance.
+    """
+
+    manifest: Path = MISSING
+    output: Path = MISSING
+    talkers: Path | None = None
+    sample_rate: int = 16000
+    disturbance: DisturbanceConfig = field(default_factory=DisturbanceConfig)
+
+    def __post_init__(self) -> None:
+        if self.sample_rate <= 0:
+            raise ValueError(f"sample_rate is {self.sample_rate}; it must be positive")
+        if self.output.resolve() == self.manifest.resolve().parent:
+            raise ValueError(f"output is {self.output}, which holds the set itself; name another folder")
+        does = self.disturbance
+        if not (does.noise_dir or does.num_talkers or does.reverb_dir):
+            raise ValueError("nothing would change; set disturbance.noise_dir, num_talkers or reverb_dir")
+        if self.talkers and not does.num_talkers:
+            raise ValueError(
+                f"talkers is {self.talkers}, but disturbance.num_talkers is 0; set it, or leave talkers out"
+            )
+
+
 RECIPES = (
+    DisturbRecipe,
     PrepareRecipe,
     TrainRecipe,
     EvaluateRecipe,

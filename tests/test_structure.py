@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "errors": 1,
     "hub": 1,
     "decoding": 2,
+    "ctc_kernels": 2,
     "losses": 2,
     "evaluate": 2,
     "augment": 2,

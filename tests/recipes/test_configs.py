@@ -36,6 +36,7 @@ REQUIRED = {
     "pseudo_label": ["model=runs/x", "inputs=[a]", "output=b.jsonl"],
     "train_ngram": ["texts=[a.txt]", "output=a.arpa"],
     "word_times": ["model=runs/x"],
+    "disturb": ["manifest=a.jsonl", "output=noisy", "disturbance.num_talkers=6"],
 }
 
 
