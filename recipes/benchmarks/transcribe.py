@@ -23,6 +23,7 @@ from asr.cli import DECODINGS
 from asr.data import manifest
 from asr.data.dataset import load_utterance
 from asr.data.manifest import Utterance
+from asr.devices import pick_dtype
 from asr.report import table
 from benchmarks import measured_command, report
 from benchmarks.harness import Benchmark, Conditions, Contender, Result, measure
@@ -82,7 +83,8 @@ class TranscribeBenchmark(Benchmark):
             )
         return {
             "work": f"{self.num_files} files of {self.file_s:g} s, one of {commands[1].audio_s:g} s, {self.decoding}",
-            "dtype": "float32",
+            # What the command picks by itself.
+            "dtype": str(pick_dtype("auto", device=conditions.device)).removeprefix("torch."),
             "shapes": {"sample_rate": sample_rate},
             "contenders": _rows(measured, commands),
             "skipped": [],
