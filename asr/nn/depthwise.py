@@ -27,12 +27,68 @@ class DepthwiseConv(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, C) to (B, T, C); beyond both ends it sees zeros."""
-        if x.is_cuda:
-            return super().forward(x.transpose(1, 2).contiguous()).transpose(1, 2)
-        planes = x.transpose(1, 2).unsqueeze(-1)  # (B, C, T, 1)
-        weight = self.weight.unsqueeze(-1)  # (C, 1, K, 1)
-        planes = F.conv2d(planes, weight, self.bias, padding=(self.kernel_size[0] // 2, 0), groups=self.groups)
-        return planes.squeeze(-1).transpose(1, 2)  # (B, T, C)
+        bias = cast(Tensor, self.bias)
+        if not torch.compiler.is_compiling():
+            return _convolve(x, self.weight, bias)
+        if torch.is_autocast_enabled(x.device.type):  # which knows PyTorch's own operations alone
+            dtype = torch.get_autocast_dtype(x.device.type)
+            return _compiled_convolve(x.to(dtype), self.weight.to(dtype), bias.to(dtype))
+        return _compiled_convolve(x, self.weight, bias)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Frames (B, T, C), kernels (C, 1, K) and biases (C,) to frames (B, T, C)."""
+    padding, channels = weight.shape[2] // 2, len(weight)
+    if x.is_cuda:
+        return F.conv1d(x.transpose(1, 2).contiguous(), weight, bias, padding=padding, groups=channels).transpose(1, 2)
+    planes = x.transpose(1, 2).unsqueeze(-1)  # (B, C, T, 1)
+    planes = F.conv2d(planes, weight.unsqueeze(-1), bias, padding=(padding, 0), groups=channels)
+    return planes.squeeze(-1).transpose(1, 2)  # (B, T, C)
+
+
+# The compiler would make code anew for every number of frames that a convolution gets. As operations of their
+# own, which it does not look into, forward and backward leave it at one for all.
+
+
+@torch.library.custom_op("asr::depthwise_conv", mutates_args=())
+def _compiled_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _convolve(x, weight, bias).contiguous()
+
+
+@_compiled_convolve.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("asr::depthwise_conv_backward", mutates_args=())
+def _compiled_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    padding, channels = weight.shape[2] // 2, len(weight)
+    if x.is_cuda:
+        planes = [each.transpose(1, 2).contiguous() for each in (grad, x)] + [weight]
+        shape = [[1], [padding], [1], False, [0]]
+    else:
+        planes = [each.transpose(1, 2).unsqueeze(-1) for each in (grad, x)] + [weight.unsqueeze(-1)]
+        shape = [[1, 1], [padding, 0], [1, 1], False, [0, 0]]
+    frames, kernels, grad_bias = torch.ops.aten.convolution_backward(
+        *planes, [channels], *shape, channels, [True] * 3
+    )  # (B, C, T) or (B, C, T, 1), and likewise the kernels
+    frames = frames.squeeze(-1) if frames.ndim == 4 else frames
+    return frames.transpose(1, 2).contiguous(), kernels.reshape(weight.shape), grad_bias
+
+
+@_compiled_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight = (torch.empty_like(each, memory_format=torch.contiguous_format) for each in (x, weight))
+    return grad_x, grad_weight, weight.new_empty(len(weight))
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+_compiled_convolve.register_autograd(
+    lambda ctx, grad: _compiled_backward(grad, *ctx.saved_tensors), setup_context=_keep
+)
 
 
 class HalvingDepthwiseConv(nn.Conv2d):

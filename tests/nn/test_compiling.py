@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from asr.nn.conformer import ConformerBlock, EncoderConfig
 from asr.nn.decoder import DecoderBlock, DecoderConfig
+from asr.nn.depthwise import DepthwiseConv
 from asr.nn.dropout import Dropout
 from asr.nn.ebranchformer import EBranchformerBlock
 from asr.nn.masks import causal_mask
@@ -68,6 +69,37 @@ def test_a_block_of_a_decoder_too():
         causal = causal_mask(length // 2, x.device)
         block(x, memory, memory_mask=valid[:, None, None, :, 0], causal=causal).sum().backward()
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("make", [conformer, ebranchformer])
+def test_no_convolution_is_left_for_which_the_compiler_would_fix_the_number_of_frames(make: Callable[[], nn.Module]):
+    seen: list[str] = []
+
+    def remember(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch.compile(make().train(), backend=remember, dynamic=True, fullgraph=True)(*frames(2, 20))
+    assert any("depthwise_conv" in name for name in seen)
+    assert not any("conv1d" in name or "conv2d" in name for name in seen)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_compiled_depthwise_convolution_computes_what_a_plain_one_does(precision: torch.dtype):
+    torch.manual_seed(0)
+    conv = DepthwiseConv(WIDTH, kernel_size=5)
+    compiled = torch.compile(conv, backend="aot_eager", dynamic=True, fullgraph=True)
+    for batch, length in SIZES:
+        found = []
+        for run in (conv, compiled):
+            conv.zero_grad()
+            x = torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(1), requires_grad=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                y = run(x)
+            y.float().square().sum().backward()
+            assert y.dtype == precision
+            found.append([y, x.grad, conv.weight.grad, conv.bias.grad])
+        torch.testing.assert_close(found[1], found[0])
 
 
 def test_compiled_dropout_drops_what_plain_dropout_drops():

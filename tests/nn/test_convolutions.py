@@ -180,14 +180,16 @@ def test_separable_subsampling_has_fewer_weights_of_other_names() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_what_a_processor_gives():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_gives_what_a_processor_gives(compiled: bool) -> None:
     torch.manual_seed(0)
     conv, x = DepthwiseConv(6, kernel_size=5).double(), torch.randn(2, 9, 6, dtype=torch.float64)
     found = []
     for device in ("cpu", "cuda"):
         conv.to(device).zero_grad()
         own = x.to(device).requires_grad_()
-        y = conv(own)
+        run = torch.compile(conv, backend="aot_eager") if compiled and device == "cuda" else conv
+        y = run(own)
         y.square().sum().backward()
         found.append([each.detach().cpu() for each in (y, own.grad, conv.weight.grad, conv.bias.grad)])
     torch.testing.assert_close(found[1], found[0])
