@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -361,7 +361,7 @@ def make_loader(
         worker_init_fn=_start_worker if num_workers else None,
     )
     others = set(multiprocessing.active_children())
-    batches = iter(loader)
+    batches: Any = iter(loader)
     workers = set(multiprocessing.active_children()) - others
     try:
         for plan, batch in batches:
@@ -369,7 +369,9 @@ def make_loader(
                 raise batch
             yield plan, batch
     finally:
-        del batches  # which tells the workers to end
+        if workers:
+            # Deleting the iterator is not enough: the traceback of an exception may hold it.
+            batches._shutdown_workers()
         for worker in workers:  # they ignore SIGTERM: one that did not end would keep this process from ending
             worker.kill()
 
