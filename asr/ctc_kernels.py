@@ -32,10 +32,11 @@ class CtcLoss(torch.autograd.Function):
         alphas = log_probs.new_empty(batch, num_frames, num_states)
         losses = log_probs.new_empty(batch)
         sizes = num_frames, vocab_size, tokens.shape[1]
-        _forward_kernel[(batch,)](
-            log_probs, tokens, frame_lengths, token_lengths, alphas, losses, *sizes,
-            num_states=num_states, blank=BLANK_ID, num_warps=_num_warps(num_states),
-        )  # fmt: skip
+        with torch.cuda.device_of(log_probs):  # Triton launches on PyTorch's present device
+            _forward_kernel[(batch,)](
+                log_probs, tokens, frame_lengths, token_lengths, alphas, losses, *sizes,
+                num_states=num_states, blank=BLANK_ID, num_warps=_num_warps(num_states),
+            )  # fmt: skip
         ctx.save_for_backward(log_probs, frame_lengths, tokens, token_lengths, alphas)
         return losses
 
@@ -47,10 +48,11 @@ class CtcLoss(torch.autograd.Function):
         betas = alphas.new_empty(batch, 2, num_states)
         grad_log_probs = torch.zeros_like(log_probs)
         sizes = num_frames, log_probs.shape[2], tokens.shape[1]
-        _backward_kernel[(batch,)](
-            log_probs, tokens, frame_lengths, token_lengths, alphas, grad.contiguous(), betas, grad_log_probs,
-            *sizes, num_states=num_states, blank=BLANK_ID, num_warps=_num_warps(num_states),
-        )  # fmt: skip
+        with torch.cuda.device_of(log_probs):
+            _backward_kernel[(batch,)](
+                log_probs, tokens, frame_lengths, token_lengths, alphas, grad.contiguous(), betas, grad_log_probs,
+                *sizes, num_states=num_states, blank=BLANK_ID, num_warps=_num_warps(num_states),
+            )  # fmt: skip
         return grad_log_probs, None, None, None
 
 
@@ -90,7 +92,10 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     before = tl.load(tokens + state // 2 - 1, mask=has_one_before, other=blank)
     may_skip = has_one_before & (before != token)
 
-    alpha = tl.load(log_probs + token, mask=exists & (state < 2), other=float("-inf"))
+    # Without a frame, nothing is emitted and nothing but the empty transcript is possible, with certainty.
+    nothing = tl.where(state + length == 0, 0.0, float("-inf"))
+    alpha = tl.load(log_probs + token, mask=exists & (state < 2) & (frames > 0), other=float("-inf"))
+    alpha = tl.where(frames > 0, alpha, nothing)
     tl.store(alphas + state, alpha)
     frame = 1
     while frame < frames:

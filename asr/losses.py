@@ -75,7 +75,7 @@ def ctc_loss(log_probs: Tensor, frame_lengths: Tensor, tokens: Tensor, token_len
     Returns:
         (B,) in nats; infinite where the frames cannot carry the tokens (see `min_ctc_frames`).
     """
-    if log_probs.is_cuda and (kernels := _gpu_kernels()):
+    if log_probs.is_cuda and log_probs.dtype == torch.float32 and (kernels := _gpu_kernels()):
         losses: Tensor = kernels.CtcLoss.apply(log_probs, frame_lengths, tokens, token_lengths)
         return losses
     return F.ctc_loss(log_probs.transpose(0, 1), tokens, frame_lengths, token_lengths, blank=BLANK_ID, reduction="none")

@@ -1,4 +1,4 @@
-"""A copy of a test set in noise: python recipes/disturb.py manifest=a.jsonl output=noisy noise_dir=/noise snr_db=10"""
+"""A copy of a test set in noise: python recipes/disturb.py manifest=a.jsonl output=out disturbance.noise_dir=/noise"""
 
 from launching import launch
 from schema import DisturbRecipe

@@ -445,7 +445,7 @@ class DisturbRecipe:
     Attributes:
         manifest: The set.
         output: The folder for the copy: a manifest of the same name, and its audio.
-        talkers: Manifest of who speaks in the background, never the utterance's own speaker; by default the set itself.
+        talkers: Manifest of who speaks in the background, not the utterance's own speaker; by default the set itself.
         sample_rate: Of the copy, in Hz.
         disturbance: What is done to every utterance.
     """

@@ -1,5 +1,6 @@
 """The CTC loss on a GPU: compiled there, and by Triton's interpreter on any machine."""
 
+import math
 import os
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def check_infinite(kernels: ModuleType) -> None:
     log_probs = torch.zeros(2, 4, 4).log_softmax(-1)
     losses = kernels.CtcLoss.apply(log_probs, torch.tensor([4, 4]), tokens, torch.tensor([3, 2]))
     assert torch.isinf(losses).tolist() == [True, False]
+    # No frame: only the empty transcript is possible.
+    losses = kernels.CtcLoss.apply(log_probs, torch.tensor([0, 0]), tokens, torch.tensor([1, 0]))
+    assert losses.tolist() == [math.inf, 0.0]
 
 
 def test_the_interpreter_gives_what_pytorch_gives():

@@ -101,8 +101,8 @@ class BucketSampler:
     ) -> None:
         if not durations_s:
             raise ValueError("there are no utterances to make batches of")
-        longest = padded_length(max(durations_s) / min(speeds), step=padding_step_s)
-        if longest > max_batch_s:
+        longest = max(durations_s) / min(speeds)
+        if padded_length(longest, step=padding_step_s) > max_batch_s:
             raise ValueError(
                 f"the longest utterance lasts {longest:.1f} s at the slowest speed, more than loader.max_batch_s "
                 f"{max_batch_s:g}; raise it, or lower loader.max_duration_s"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from asr import audio
 from asr.augment import AugmentConfig, WaveAugment, speed
-from asr.data.batching import BatchPlan, BucketSampler, padded_length
+from asr.data.batching import BatchPlan, BucketSampler
 from asr.data.manifest import Utterance
 from asr.losses import min_ctc_frames
 from asr.tokenizer import Tokenizer
@@ -161,7 +161,7 @@ class UtteranceDataset(Dataset[Batch]):
             waveforms = [self._waveform(draw.index, draw.speed, plan.epoch) for draw in plan.draws]
         tokens = [torch.tensor(self.tokens[draw.index], dtype=torch.int64) for draw in plan.draws]
         padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
-        missing = int(padded_length(padded.shape[1], step=self.padding_step)) - padded.shape[1]
+        missing = -padded.shape[1] % self.padding_step if self.padding_step else 0
         return Batch(
             waveforms=torch.nn.functional.pad(padded, (0, missing)),
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),

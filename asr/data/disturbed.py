@@ -62,7 +62,8 @@ def disturb(
     Args:
         utterances: What to copy.
         config: What is done to it.
-        talkers: Who speaks in the background, for `config.num_talkers`; never the speaker of the utterance.
+        talkers: Who speaks in the background, for `config.num_talkers`; never the speaker of the utterance, where both
+            are known, nor the utterance itself.
         folder: Where the audio goes; it exists.
         sample_rate: Of what is written, in Hz.
 
@@ -71,7 +72,7 @@ def disturb(
 
     Raises:
         AudioError: If audio cannot be read or written.
-        ValueError: If there are too few talkers beside an utterance's own speaker.
+        ValueError: If there are too few talkers beside an utterance's own speaker, or an id is no name of a file.
     """
     augment = AugmentConfig(
         noise_dir=config.noise_dir,
@@ -83,6 +84,8 @@ def disturb(
     )
     room_and_noise = WaveAugment(augment, sample_rate=sample_rate)
     for utterance in utterances:
+        if Path(utterance.id).name != utterance.id:
+            raise ValueError(f"the id {utterance.id!r} is no name of a file; give the utterance one without slashes")
         generator = torch.Generator().manual_seed(stable_seed(config.seed, "disturbed", utterance.id))
         waveform = room_and_noise(load_utterance(utterance, sample_rate=sample_rate), generator=generator)
         if config.num_talkers:

@@ -43,18 +43,19 @@ def byte_dropout(x: Tensor, probability: float) -> Tensor:
         return x
     draw = _compiled_random_bytes if torch.compiler.is_compiling() else _random_bytes
     # A byte below `dropped` becomes 0 and any other 1. Comparing would give booleans, which are slow to multiply by.
-    kept = draw(x.numel()).view(x.shape).clamp_(dropped - 1, dropped).sub_(dropped - 1).to(x.dtype)
+    kept = draw(x.detach()).view(x.shape).clamp_(dropped - 1, dropped).sub_(dropped - 1).to(x.dtype)
     return (x * kept) * (256 / (256 - dropped))  # not as one factor, which bfloat16 would round
 
 
-def _random_bytes(size: int) -> Tensor:
-    """Random bytes (size,), drawn eight at a time."""
-    draws = torch.empty((size + 7) // 8, dtype=torch.int64).random_(_INT64_MIN, None)
-    return draws.view(torch.uint8)[:size]
+def _random_bytes(x: Tensor) -> Tensor:
+    """One random byte for every element of a tensor, (N,), drawn eight at a time."""
+    draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(_INT64_MIN, None)
+    return draws.view(torch.uint8)[: x.numel()]
 
 
-# The compiler does not know `random_`; as one operation of its own, it does not break a block in pieces.
+# The compiler does not know `random_`; as one operation of its own, it does not break a block in pieces. Its argument
+# tells one draw from another: of two operations with the same arguments, the compiler keeps one.
 _compiled_random_bytes = torch.library.custom_op(
     "asr::random_bytes", _random_bytes, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )
-_compiled_random_bytes.register_fake(lambda size: torch.empty(size, dtype=torch.uint8))
+_compiled_random_bytes.register_fake(lambda x: torch.empty(x.numel(), dtype=torch.uint8))

@@ -1,6 +1,7 @@
 """Disturbed copies: the asked level of noise, other voices alone, the same for the same seed, clear refusals."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,12 @@ def test_nobody_is_their_own_background(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         copies(speech[:1], tmp_path / "few", talkers=speech, num_talkers=2)
+
+
+def test_an_id_that_is_no_name_of_a_file_is_refused(utterances, tmp_path):
+    strange = replace(utterances[0], id="a/b")
+    with pytest.raises(ValueError, match=r"the id 'a/b' is no name of a file; give the utterance one without slashes"):
+        copies([strange], tmp_path / "out", talkers=utterances, num_talkers=1)
 
 
 def test_what_would_be_too_loud_is_made_softer_as_a_whole(tmp_path):

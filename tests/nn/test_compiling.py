@@ -102,6 +102,21 @@ def test_a_compiled_depthwise_convolution_computes_what_a_plain_one_does(precisi
         torch.testing.assert_close(found[1], found[0])
 
 
+def test_every_dropout_of_a_compiled_block_draws_for_itself():
+    # The compiler keeps one of two operations with the same arguments, so draws must differ in theirs.
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = Dropout(0.5)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.dropout(x), self.dropout(2 * x)
+
+    compiled = torch.compile(Two().train(), backend="aot_eager_decomp_partition", fullgraph=True)
+    first, second = compiled(torch.ones(50, 50, requires_grad=True))
+    assert 0.4 < float(((first == 0) == (second == 0)).double().mean()) < 0.6
+
+
 def test_compiled_dropout_drops_what_plain_dropout_drops():
     dropout, x = Dropout(0.3), torch.randn(7, 9)
     torch.manual_seed(3)
