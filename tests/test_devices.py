@@ -43,3 +43,9 @@ def test_an_unknown_precision_is_refused():
 def test_a_device_that_is_not_there_is_refused(name, num_threads, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         pick_device(name, num_threads=num_threads)
+
+
+def test_attention_does_not_plan_for_every_shape():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    pick_device("cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
