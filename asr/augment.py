@@ -202,16 +202,17 @@ class WaveAugment:
     Args:
         config: probabilities, ranges and folders.
         sample_rate: Hz of all waveforms.
+        group: names the settings in messages.
 
     Raises:
         audio.AudioError: a folder in use is missing or holds no audio.
     """
 
-    def __init__(self, config: AugmentConfig, *, sample_rate: int) -> None:
+    def __init__(self, config: AugmentConfig, *, sample_rate: int, group: str = "augment") -> None:
         self.config = config
         self.sample_rate = sample_rate
-        self._noises = _list_audio(config.noise_dir, "noise") if config.noise_probability > 0 else []
-        self._rooms = _list_audio(config.reverb_dir, "reverb") if config.reverb_probability > 0 else []
+        self._noises = _list_audio(config.noise_dir, f"{group}.noise_dir") if config.noise_probability > 0 else []
+        self._rooms = _list_audio(config.reverb_dir, f"{group}.reverb_dir") if config.reverb_probability > 0 else []
         self._cache: dict[Path, Tensor] = {}
         self._cached_bytes = 0
 
@@ -302,13 +303,13 @@ def add_noise(waveform: Tensor, noise: Tensor, *, snr_db: float, offset: int = 0
     return waveform + stretch * math.sqrt(signal_power / noise_power / 10 ** (snr_db / 10))
 
 
-def _list_audio(folder: Path | None, kind: str) -> list[Path]:
+def _list_audio(folder: Path | None, setting: str) -> list[Path]:
     """All audio files under a folder, in a fixed order."""
     if folder is None or not folder.is_dir():
-        raise audio.AudioError(f"{folder}: no such folder; set augment.{kind}_dir to a folder of audio files")
+        raise audio.AudioError(f"{folder}: no such folder; set {setting} to a folder of audio files")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.AUDIO_SUFFIXES)
     if not paths:
         raise audio.AudioError(
-            f"{folder}: holds no audio ({' '.join(audio.AUDIO_SUFFIXES)}); set augment.{kind}_dir to a folder that does"
+            f"{folder}: holds no audio ({' '.join(audio.AUDIO_SUFFIXES)}); set {setting} to a folder that does"
         )
     return paths

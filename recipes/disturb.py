@@ -13,7 +13,6 @@ def run(recipe: DisturbRecipe) -> None:
     utterances = manifest.read(recipe.manifest)
     talkers = manifest.read(recipe.talkers) if recipe.talkers else utterances
     audio = recipe.output / "audio"
-    audio.mkdir(parents=True, exist_ok=True)
     copies = disturb(utterances, recipe.disturbance, talkers=talkers, folder=audio, sample_rate=recipe.sample_rate)
     path = recipe.output / recipe.manifest.name
     manifest.write(path, list(tqdm(copies, "disturbing", len(utterances), unit="utt", disable=None, leave=False)))

@@ -64,7 +64,7 @@ def disturb(
         config: What is done to it.
         talkers: Who speaks in the background, for `config.num_talkers`; never the speaker of the utterance, where both
             are known, nor the utterance itself.
-        folder: Where the audio goes; it exists.
+        folder: Where the audio goes; made where it is missing.
         sample_rate: Of what is written, in Hz.
 
     Yields:
@@ -82,7 +82,8 @@ def disturb(
         reverb_dir=config.reverb_dir,
         reverb_probability=float(config.reverb_dir is not None),
     )
-    room_and_noise = WaveAugment(augment, sample_rate=sample_rate)
+    room_and_noise = WaveAugment(augment, sample_rate=sample_rate, group="disturbance")
+    folder.mkdir(parents=True, exist_ok=True)
     for utterance in utterances:
         if Path(utterance.id).name != utterance.id:
             raise ValueError(f"the id {utterance.id!r} is no name of a file; give the utterance one without slashes")

@@ -129,6 +129,7 @@ class _HalvingInBfloat16(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of planes, weight and bias."""
         planes, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
 

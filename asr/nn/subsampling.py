@@ -128,6 +128,7 @@ class _WideConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of planes, weight and bias."""
         planes, weight = ctx.saved_tensors
 
         def gradients(layout: torch.memory_format, *, of_planes: bool) -> tuple[Tensor, Tensor, Tensor]:

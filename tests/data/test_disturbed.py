@@ -33,7 +33,6 @@ def make_speech(folder: Path, *, speakers: list[str]) -> list[Utterance]:
 
 
 def copies(utterances: list[Utterance], folder: Path, talkers: list[Utterance] | None = None, **settings):
-    folder.mkdir()
     config = DisturbanceConfig(**settings)
     return list(disturb(utterances, config, talkers=talkers or utterances, folder=folder, sample_rate=RATE))
 
@@ -98,6 +97,13 @@ def test_nobody_is_their_own_background(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         copies(speech[:1], tmp_path / "few", talkers=speech, num_talkers=2)
+
+
+def test_a_folder_that_is_missing_is_named_and_nothing_is_left(utterances, tmp_path):
+    message = "/nowhere: no such folder; set disturbance.noise_dir to a folder of audio files"
+    with pytest.raises(audio.AudioError, match=message):
+        copies(utterances, tmp_path / "out", noise_dir=Path("/nowhere"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_id_that_is_no_name_of_a_file_is_refused(utterances, tmp_path):
