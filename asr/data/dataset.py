@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
@@ -36,8 +37,8 @@ class LoaderConfig:
     Attributes:
         max_batch_s: Most seconds of audio of a batch, padding included.
         max_batch_size: Most utterances of a batch.
-        padding_step_s: Above 0, batches are padded to a multiple of this many seconds: a GPU, which prepares itself for
-            every new shape, then sees few of them. 0 pads to the longest utterance.
+        padding_step_s: Above 0, batches are padded to a multiple of this many seconds, and of 64 tokens: a GPU, which
+            prepares itself for every new shape, then sees few of them. 0 pads to the longest utterance.
         min_duration_s: Utterances shorter than this are unusable.
         max_duration_s: Utterances longer than this are unusable.
         unusable: What to do with utterances that are too short, too long, or have more tokens than CTC can put into
@@ -160,12 +161,11 @@ class UtteranceDataset(Dataset[Batch]):
         with _one_thread():
             waveforms = [self._waveform(draw.index, draw.speed, plan.epoch) for draw in plan.draws]
         tokens = [torch.tensor(self.tokens[draw.index], dtype=torch.int64) for draw in plan.draws]
-        padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
-        missing = -padded.shape[1] % self.padding_step if self.padding_step else 0
+        padded = pad_sequence(waveforms, batch_first=True)
         return Batch(
-            waveforms=torch.nn.functional.pad(padded, (0, missing)),
+            waveforms=_padded_to(padded, self.padding_step),
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            tokens=torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+            tokens=_padded_to(pad_sequence(tokens, batch_first=True), _TOKEN_STEP if self.padding_step else 0),
             token_lengths=torch.tensor([len(each) for each in tokens]),
             num_tokens=sum(len(each) for each in tokens),
             ids=[self.utterances[draw.index].id for draw in plan.draws],
@@ -187,6 +187,13 @@ class UtteranceDataset(Dataset[Batch]):
 
 
 _INT16_SCALE = 32768.0
+_TOKEN_STEP = 64  # where audio is padded to a multiple of a step, tokens are too
+
+
+def _padded_to(rows: Tensor, step: int) -> Tensor:
+    """Pads (B, N) with zeros to a multiple of the step; 0 leaves it as it is."""
+    missing = -rows.shape[1] % step if step else 0
+    return torch.nn.functional.pad(rows, (0, missing))
 
 
 @contextlib.contextmanager

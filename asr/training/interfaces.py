@@ -4,7 +4,7 @@ import signal
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,34 @@ class TrainingTask(Protocol):
 
     def eval(self) -> Any:
         """Goes to evaluation mode."""
+
+
+@dataclass(slots=True)
+class LossInputs:
+    """What a loss is computed from.
+
+    Attributes:
+        tensors: On the device, by name.
+        count: What the sum is divided by.
+    """
+
+    tensors: dict[str, Tensor]
+    count: int
+
+
+@runtime_checkable
+class RecordableTask(Protocol):
+    """A task whose work on the device is the same for all batches of the same shapes, so that it can be recorded."""
+
+    @property
+    def model(self) -> nn.Module:
+        """All that is trained."""
+
+    def prepare(self, batch: Any) -> LossInputs:
+        """All that depends on more of a batch than tensors, such as random draws from its seed."""
+
+    def compute(self, inputs: LossInputs) -> Loss:
+        """The loss."""
 
 
 class Batches(Protocol):

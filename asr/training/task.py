@@ -22,7 +22,7 @@ from asr.nn.model import Recognizer
 from asr.recognition import recognize_utterances
 from asr.tokenizer import EOS_ID, Tokenizer
 from asr.training.distributed import Team
-from asr.training.interfaces import Validation
+from asr.training.interfaces import LossInputs, Validation
 from asr.training.tracking import picture
 
 _NUM_SAMPLES = 8  # transcripts shown at every validation
@@ -45,6 +45,10 @@ class RecognitionTask(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch on the model's device."""
+        return self.compute(self.prepare(batch))
+
+    def prepare(self, batch: Batch) -> LossInputs:
+        """Masked features (B, T, F), tokens (B, U) and their lengths (B,); of two views, all of one come first."""
         features, lengths = self.model.features(batch.waveforms, batch.lengths)
         tokens, token_lengths, num_tokens = batch.tokens, batch.token_lengths, batch.num_tokens
         if self.loss.consistency_weight:  # two views of each utterance, which differ in their masks and in dropout
@@ -52,11 +56,17 @@ class RecognitionTask(nn.Module):
             tokens, token_lengths, num_tokens = tokens.repeat(2, 1), token_lengths.repeat(2), 2 * num_tokens
         generator = torch.Generator().manual_seed(batch.seed)
         features = self.spec_augment(features, lengths, generator=generator)
-        encoded = self.model.encoder(features, lengths)
+        tensors = {"features": features, "lengths": lengths, "tokens": tokens, "token_lengths": token_lengths}
+        return LossInputs(tensors, max(1, num_tokens))
+
+    def compute(self, inputs: LossInputs) -> Loss:
+        """The loss of what `prepare` made."""
+        tokens, token_lengths = inputs.tensors["tokens"], inputs.tensors["token_lengths"]
+        encoded = self.model.encoder(inputs.tensors["features"], inputs.tensors["lengths"])
         logits = None
         if self.model.decoder is not None and self.loss.ctc_weight < 1:
-            inputs, _ = teacher_forcing(tokens, token_lengths)
-            logits = self.model.decoder(inputs, encoded.frames, encoded.lengths)
+            read, _ = teacher_forcing(tokens, token_lengths)
+            logits = self.model.decoder(read, encoded.frames, encoded.lengths)
         return joint_loss(
             self.loss,
             log_probs=self.model.ctc_log_probs(encoded.frames),
@@ -65,7 +75,7 @@ class RecognitionTask(nn.Module):
             logits=logits,
             tokens=tokens,
             token_lengths=token_lengths,
-            num_tokens=num_tokens,
+            num_tokens=inputs.count,
         )
 
 

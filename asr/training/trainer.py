@@ -20,10 +20,12 @@ from asr.devices import PRECISIONS, pick_dtype
 from asr.losses import Loss
 from asr.training.acceleration import blocks_of, checkpoint_activations, compile_blocks
 from asr.training.distributed import Team, held_back
+from asr.training.graphs import CudaRecorder, RecordedLoss
 from asr.training.interfaces import (
     Batches,
     Interrupted,
     Place,
+    RecordableTask,
     Saver,
     TrainingBatch,
     TrainingError,
@@ -57,6 +59,9 @@ class TrainerConfig:
         precision: `bfloat16` computes matrix products in 16 bits (autocast), `float32` all in 32; `auto` takes
             bfloat16 where the device has instructions for it.
         compile: Whether to compile the model's blocks, which takes minutes and then saves time; needs a C++ compiler.
+        cuda_graphs: Whether a GPU records loss and gradient of a batch once for every shape and then replays them,
+            which saves a small model most of its time and takes up to twice the memory; for one process, and batches
+            of few shapes (`loader.padding_step_s`). Of no effect on a processor.
         activation_checkpointing: Whether to keep activations only from block to block and compute the rest anew in
             the backward pass: about a third more time, a fraction of the memory.
         sharding: Of several processes, with `none` each has the whole model; with `full` it keeps a part of weights,
@@ -78,6 +83,7 @@ class TrainerConfig:
     patience: int = 0
     precision: str = "auto"
     compile: bool = False
+    cuda_graphs: bool = False
     activation_checkpointing: bool = False
     sharding: str = "none"
     average: str = "ema"
@@ -98,6 +104,9 @@ class TrainerConfig:
             raise ValueError(f"trainer.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.sharding not in SHARDINGS:
             raise ValueError(f"trainer.sharding is {self.sharding!r}; choose one of {', '.join(SHARDINGS)}")
+        if self.cuda_graphs and (self.activation_checkpointing or self.sharding != "none"):
+            other = "activation_checkpointing" if self.activation_checkpointing else "sharding"
+            raise ValueError(f"trainer.cuda_graphs cannot be combined with trainer.{other}; leave one of them out")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"trainer.ema_decay is {self.ema_decay}; it must be in [0, 1)")
 
@@ -120,7 +129,7 @@ class Trainer:
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If the model cannot be compiled, cannot checkpoint its activations or cannot be sharded, and shall.
+        ValueError: If the model cannot be compiled, recorded, sharded or checkpoint its activations, and shall.
     """
 
     def __init__(
@@ -154,6 +163,7 @@ class Trainer:
         self.optimizer = build_optimizer(optim, self.model)
         self.ema = MovingAverage(self.model, decay=config.ema_decay) if config.average == "ema" else None
         self.use_bfloat16 = pick_dtype(config.precision, device=device) == torch.bfloat16
+        self.recorded = self._recorded_loss() if config.cuda_graphs else None
         self.at = Progress()
         self.stop = StopSignals()
         self.unsettled: list[tuple[int, Tensor, list[str]]] = []  # steps, whether they were good, their utterances
@@ -238,11 +248,35 @@ class Trainer:
 
     def _backward(self, batch: TrainingBatch, *, hold: bool = False) -> Loss:
         """Adds the gradient of a batch's sum to what is there, and sums it over all processes unless told to hold."""
+        if self.recorded is not None:
+            return self.recorded(batch.to(self.device))
         with held_back(self.shared_task, hold):
             with self._autocast():
                 loss: Loss = self.shared_task(batch.to(self.device))
             loss.total.backward()
         return loss
+
+    def _recorded_loss(self) -> RecordedLoss | None:
+        """What records and replays the work of a batch; None where there is no GPU to do so.
+
+        Raises:
+            ValueError: If the task cannot be recorded, or several processes train together.
+        """
+        if not isinstance(self.task, RecordableTask):
+            kind = type(self.task).__name__
+            raise ValueError(f"trainer.cuda_graphs is true, but a {kind} cannot be recorded; set it false")
+        if self.team.size > 1:
+            raise ValueError(
+                f"trainer.cuda_graphs is true, but {self.team.size} processes train together; set it false"
+            )
+        if self.device.type != "cuda":
+            logger.info("trainer.cuda_graphs has no effect on %s", self.device)
+            return None
+        return RecordedLoss(self.task, context=self._autocast, recorder=CudaRecorder())
+
+    def _clear_gradients(self) -> None:
+        """What is recorded writes to the same gradients for ever."""
+        self.optimizer.zero_grad(set_to_none=self.recorded is None)
 
     def _autocast(self) -> torch.autocast:
         """Matrix products in the precision of choice; 16-bit copies of sharded weights are not kept."""
@@ -271,7 +305,7 @@ class Trainer:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, good=good)
-        self.optimizer.zero_grad()
+        self._clear_gradients()
         return norm, good
 
     def _over_all_shards(self, norm: Tensor) -> Tensor:
@@ -443,7 +477,7 @@ class Trainer:
                 sample_rate=self.sample_rate,
             )
         finally:
-            self.optimizer.zero_grad()
+            self._clear_gradients()
 
     def _room_for_moments(self) -> list[Tensor]:
         """Tensors as large as what AdamW has of every parameter from its first step on."""

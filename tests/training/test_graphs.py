@@ -1,0 +1,207 @@
+"""Recorded losses: the same loss and gradient as without, recorded once for every shape."""
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from training_runs import (
+    CPU,
+    PLAIN,
+    FixedBatches,
+    HookedTask,
+    Notes,
+    StubTask,
+    make_batches,
+    make_task,
+    make_trainer,
+)
+
+from asr.augment import AugmentConfig, SpecAugmentConfig
+from asr.data.batching import BatchPlan, Draw
+from asr.data.dataset import Batch, UtteranceDataset
+from asr.data.manifest import Utterance
+from asr.losses import LossConfig
+from asr.training.acceleration import compile_blocks
+from asr.training.graphs import CudaRecorder, RecordedLoss, Recorder
+from asr.training.trainer import TrainerConfig
+
+MASKED = AugmentConfig(speeds=[1.0], spec=SpecAugmentConfig(num_time_masks=2, num_frequency_masks=1))
+
+
+class ByHand:
+    """Records as a GPU does, without doing the work yet, by keeping the function to call it again."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        self.count += 1
+        result = torch.zeros(())
+
+        def replay() -> None:
+            found = work()
+            result.resize_(found.shape).copy_(found)
+
+        return replay, result
+
+
+def batches_of(utterances: list[Utterance], *rows: tuple[int, ...]) -> list[Batch]:
+    dataset = make_batches(utterances, MASKED).dataset
+    return [dataset[BatchPlan(0, place, [Draw(index, 1.0) for index in each])] for place, each in enumerate(rows)]
+
+
+def plain(task: HookedTask, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients without recording."""
+    loss = task(batch)
+    loss.total.backward()
+    found = {name: each.grad.clone() for name, each in task.model.named_parameters()}
+    task.zero_grad()
+    return float(loss.total.detach()), found
+
+
+FEW, MANY, OTHERS = (0, 1), (0, 1, 2, 3), (2, 3)
+
+
+def check_against_plain(task: HookedTask, batches: list[Batch], recorder: Recorder) -> RecordedLoss:
+    expected = [plain(task, batch) for batch in batches]
+    recorded = RecordedLoss(task, context=nullcontext, recorder=recorder)
+    for batch, (total, gradients) in zip(batches, expected, strict=True):
+        loss = recorded(batch)
+        assert float(loss.total) == pytest.approx(total, rel=1e-5)
+        views = 2 if task.loss.consistency_weight else 1
+        assert loss.count == views * batch.num_tokens
+        for name, each in task.model.named_parameters():
+            torch.testing.assert_close(each.grad, gradients[name], msg=name, rtol=1e-4, atol=1e-5)
+        task.zero_grad(set_to_none=False)
+    return recorded
+
+
+@pytest.mark.parametrize("consistency_weight", [0.0, 0.2])
+def test_loss_and_gradient_of_every_batch_are_those_without_recording(utterances, consistency_weight):
+    # The third batch is larger than what the recording of the first shape has memory for.
+    batches = batches_of(utterances, FEW, FEW, MANY, MANY, FEW, MANY, OTHERS, FEW)
+    task, recorder = make_task(MASKED, dropout=0.0), ByHand()
+    task.loss = LossConfig(consistency_weight=consistency_weight)
+    assert len({plain(task, batch)[0] for batch in batches}) == len(batches)  # masks differ from batch to batch
+    recorded = check_against_plain(task, batches, recorder)
+    assert recorder.count == 2
+    assert recorded.names == ["ctc", *(["consistency"] if consistency_weight else []), "attention"]
+
+
+def test_gradients_of_several_batches_add_up_in_place(utterances):
+    task = make_task(MASKED, dropout=0.0)
+    batches = batches_of(utterances, FEW, FEW, FEW)
+    expected = [plain(task, batch)[1] for batch in batches]
+    recorded = RecordedLoss(task, context=nullcontext, recorder=ByHand())
+    recorded(batches[0])
+    places = {name: each.grad.data_ptr() for name, each in task.model.named_parameters()}
+    for batch in batches[1:]:
+        recorded(batch)
+    for name, each in task.model.named_parameters():
+        assert each.grad.data_ptr() == places[name]
+        torch.testing.assert_close(each.grad, sum(found[name] for found in expected), msg=name)
+
+
+def test_no_more_shapes_are_recorded_than_there_is_room_for(utterances, monkeypatch):
+    monkeypatch.setattr("asr.training.graphs._MOST_GRAPHS", 1)
+    task, recorder = make_task(MASKED, dropout=0.0), ByHand()
+    check_against_plain(task, batches_of(utterances, FEW, FEW, MANY, MANY, MANY, FEW), recorder)
+    assert recorder.count == 1
+
+
+def run_of_six_steps(folder: Path, utterances: list[Utterance], *, record: bool, device: torch.device) -> Notes:
+    """Two batches of unlike shapes for each step."""
+    task, notes = make_task(MASKED, dropout=0.0), Notes()
+    batches = FixedBatches(batches_of(utterances, FEW, MANY, OTHERS))
+    trainer = make_trainer(
+        folder, task, batches=batches, tracker=notes, device=device, max_steps=6, accumulate=2, cuda_graphs=record
+    )
+    if record and device.type == "cpu":
+        trainer.recorded = RecordedLoss(task, context=trainer._autocast, recorder=ByHand())
+    trainer.run()
+    return notes
+
+
+def check_training(folder: Path, utterances: list[Utterance], device: torch.device) -> None:
+    without = run_of_six_steps(folder / "without", utterances, record=False, device=device)
+    recorded = run_of_six_steps(folder / "recorded", utterances, record=True, device=device)
+    for step in range(1, 7):
+        for name in ("train/loss", "train/ctc", "train/attention", "train/grad_norm"):
+            assert recorded.points[step][name] == pytest.approx(without.points[step][name], rel=1e-3), (step, name)
+
+
+def test_training_with_recordings_is_training_without(tmp_path, utterances):
+    check_training(tmp_path, utterances, CPU)
+
+
+def test_a_processor_records_nothing_and_says_so(tmp_path, utterances, caplog):
+    caplog.set_level(logging.INFO)
+    trainer = make_trainer(tmp_path, make_task(MASKED, dropout=0.0), cuda_graphs=True)
+    assert trainer.recorded is None
+    assert "trainer.cuda_graphs has no effect on cpu" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation_checkpointing": True}, "cannot be combined with trainer.activation_checkpointing"),
+        ({"sharding": "full"}, "cannot be combined with trainer.sharding"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainerConfig(cuda_graphs=True, **changes)
+
+
+def test_a_task_that_cannot_be_recorded_is_named(tmp_path):
+    with pytest.raises(ValueError, match="a StubTask cannot be recorded; set it false"):
+        make_trainer(tmp_path, StubTask(), cuda_graphs=True)
+
+
+def test_batches_padded_to_a_step_have_tokens_padded_too(utterances):
+    padded = UtteranceDataset(
+        utterances,
+        tokenizer=tiny.make_tokenizer(),
+        sample_rate=tiny.SAMPLE_RATE,
+        augment=None,
+        seed=1,
+        padding_step_s=0.5,
+    )[BatchPlan(0, 0, [Draw(index, 1.0) for index in MANY])]
+    assert padded.tokens.shape == (4, 64)
+    assert padded.waveforms.shape[1] % (tiny.SAMPLE_RATE // 2) == 0
+    exact = batches_of(utterances, MANY)[0]
+    assert torch.equal(padded.tokens[:, : exact.tokens.shape[1]], exact.tokens)
+    assert not padded.tokens[:, exact.tokens.shape[1] :].any()
+    assert torch.equal(padded.token_lengths, exact.token_lengths)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_replays_what_it_would_compute(tmp_path, utterances, compiled):
+    device = torch.device("cuda")
+    batches = [each.to(device) for each in batches_of(utterances, FEW, FEW, MANY, MANY, FEW, MANY, OTHERS, FEW)]
+    task = make_task(MASKED, dropout=0.0).to(device)
+    task.loss = LossConfig(consistency_weight=0.2)
+    if compiled:
+        compile_blocks(task.model)
+    assert len(check_against_plain(task, batches, CudaRecorder()).recordings) == 2
+    if not compiled:
+        check_training(tmp_path, utterances, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replays_draw_anew(utterances):
+    device = torch.device("cuda")
+    task = make_task(PLAIN, dropout=0.5).to(device).train()
+    (batch,) = batches_of(utterances, FEW)
+    recorded = RecordedLoss(task, context=nullcontext, recorder=CudaRecorder())
+    totals = {float(recorded(batch.to(device)).total) for _ in range(6)}
+    assert len(recorded.recordings) == 1
+    assert len(totals) == 6
