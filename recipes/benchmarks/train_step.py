@@ -18,6 +18,7 @@ from asr.errors import one_line
 from asr.nn.conformer import ConformerEncoder, EncoderConfig
 from asr.nn.subsampling import SUBSAMPLING_KINDS
 from asr.report import percent, table
+from asr.training.graphs import CudaRecorder
 from benchmarks import report
 from benchmarks.encoder_peers import ENCODER_PEERS
 from benchmarks.flops import encoder_flops
@@ -55,6 +56,8 @@ class TrainStepBenchmark(Benchmark):
         num_steps: Steps that are timed in every repeat.
         dtypes: Precisions: `float32`, or `bfloat16` and `float16` by autocast.
         compiled: Whether this project's blocks also take part compiled by `torch.compile`.
+        cuda_graphs: Whether this project's step also takes part recorded as a CUDA graph, compiled where `compiled` is
+            set; on a GPU alone.
         peers: Who else takes part, of `ENCODER_PEERS`.
         matmul_size: Side of the square matrices whose product is the measure of the device's arithmetic; 0 takes
             2048 on a processor and 8192 on a GPU.
@@ -69,6 +72,7 @@ class TrainStepBenchmark(Benchmark):
     num_steps: int = 1
     dtypes: list[str] = field(default_factory=lambda: ["float32", "bfloat16"])
     compiled: bool = True
+    cuda_graphs: bool = True
     peers: list[str] = field(default_factory=lambda: list(ENCODER_PEERS))
     matmul_size: int = 0
 
@@ -151,18 +155,22 @@ class TrainStepBenchmark(Benchmark):
         return replace(self.encoder, subsampling_kind=kind)
 
     def _own(self, features: Features, device: torch.device) -> list[Callable[[], Contender]]:
-        """This project's encoder with every front end in every precision, as it is and compiled."""
+        """This project's encoder with every front end in every precision: as it is, compiled, and as a CUDA graph."""
 
-        def build_own(kind: str, dtype: str, compiled: bool) -> Contender:
+        def build_own(kind: str, dtype: str, compiled: bool, recorded: bool) -> Contender:
             torch.manual_seed(0)
             encoder = ConformerEncoder(self._encoder(kind), num_mels=self.num_mels)
-            name = _own_name(kind, dtype) + (", compiled" if compiled else "")
-            step = _step(encoder, dtype=dtype, device=device, width=self.encoder.width)
-            note = _compile(encoder, partial(step, features), name=name) if compiled else ""
+            name = _own_name(kind, dtype) + (", compiled" if compiled else "") + (", CUDA graph" if recorded else "")
+            compute = _computation(encoder, dtype=dtype, device=device, width=self.encoder.width)
+            note = _compile(encoder, partial(compute, features), name=name) if compiled else ""
+            step = _recorded(encoder, partial(compute, features)) if recorded else _step(encoder, compute)
             return Contender(name, report.OWN_VERSION, step, note)
 
-        ways = itertools.product(self.subsampling_kinds, [False, True] if self.compiled else [False], self.dtypes)
-        return [partial(build_own, kind, dtype, compiled) for kind, compiled, dtype in ways]
+        ways = [(False, False), *([(True, False)] if self.compiled else [])]
+        if self.cuda_graphs and device.type == "cuda":
+            ways.append((self.compiled, True))
+        every = itertools.product(self.subsampling_kinds, ways, self.dtypes)
+        return [partial(build_own, kind, dtype, compiled, recorded) for kind, (compiled, recorded), dtype in every]
 
     def _others(self, device: torch.device) -> list[Callable[[], Contender]]:
         """Each peer in every precision."""
@@ -170,8 +178,8 @@ class TrainStepBenchmark(Benchmark):
         def build_other(peer: str, dtype: str) -> Contender:
             torch.manual_seed(0)
             other = ENCODER_PEERS[peer](self.encoder, num_mels=self.num_mels)
-            step = _step(other.encoder, dtype=dtype, device=device, width=self.encoder.width)
-            return Contender(f"{other.name}, {dtype}", other.version, step, other.note)
+            compute = _computation(other.encoder, dtype=dtype, device=device, width=self.encoder.width)
+            return Contender(f"{other.name}, {dtype}", other.version, _step(other.encoder, compute), other.note)
 
         return [partial(build_other, peer, dtype) for peer in self.peers for dtype in self.dtypes]
 
@@ -188,25 +196,45 @@ def _features(benchmark: TrainStepBenchmark, device: torch.device) -> Features:
     return features.to(device), torch.full(shape[:1], num_frames, device=device)
 
 
-def _step(encoder: nn.Module, *, dtype: str, device: torch.device, width: int) -> Callable[[Features], float]:
+def _computation(encoder: nn.Module, *, dtype: str, device: torch.device, width: int) -> Callable[[Features], Tensor]:
     """Forward and backward of an encoder in training mode. The loss is that of one random output unit, for all."""
     encoder.to(device).train()
     unit = torch.randn(width, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def step(batch: Features) -> float:
-        encoder.zero_grad(set_to_none=True)
+    def compute(batch: Features) -> Tensor:
         with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
             found = encoder(*batch)
         frames = found if isinstance(found, Tensor) else found.frames  # (B, T', D)
         loss = (frames.float() @ unit).square().mean()
         loss.backward()
+        return loss.detach()
+
+    return compute
+
+
+def _step(encoder: nn.Module, compute: Callable[[Features], Tensor]) -> Callable[[Features], float]:
+    def step(batch: Features) -> float:
+        encoder.zero_grad(set_to_none=True)
+        return compute(batch).item()
+
+    return step
+
+
+def _recorded(encoder: nn.Module, compute: Callable[[], Tensor]) -> Callable[[Features], float]:
+    """The same step as one CUDA graph, which writes gradients where it wrote them before."""
+    compute()  # loads and plans the kernels, which cannot be done while recording
+    encoder.zero_grad(set_to_none=True)
+    replay, loss = CudaRecorder()(compute)
+
+    def step(_: Features) -> float:
+        replay()
         return loss.item()
 
     return step
 
 
-def _compile(encoder: ConformerEncoder, step: Callable[[], float], *, name: str) -> str:
-    """Compiles every block and takes one step, which makes the code; returns how long that took.
+def _compile(encoder: ConformerEncoder, compute: Callable[[], Tensor], *, name: str) -> str:
+    """Compiles every block and computes once, which makes the code; returns how long that took.
 
     Raises:
         Skipped: If there is no compiler, or it cannot.
@@ -215,7 +243,7 @@ def _compile(encoder: ConformerEncoder, step: Callable[[], float], *, name: str)
         block.compile()
     started = time.perf_counter()
     try:
-        step()
+        compute()
     except TorchDynamoException as error:
         raise Skipped(f"{name}: {one_line(error)}; install a C++ compiler, or set benchmark.compiled=false") from None
     return f"compiled in {time.perf_counter() - started:.0f} s"

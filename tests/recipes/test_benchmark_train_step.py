@@ -14,6 +14,7 @@ from benchmarks import train_step
 from benchmarks.encoder_peers import ENCODER_PEERS
 from benchmarks.flops import encoder_flops
 from benchmarks.harness import Contender, Result, Skipped
+from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
 from asr.nn.conformer import ConformerEncoder
@@ -65,7 +66,8 @@ def test_peers_that_are_not_installed_say_how_to_get_them(peer, monkeypatch):
 
 def test_a_step_is_forward_and_backward_in_training_mode():
     encoder = ConformerEncoder(tiny.make_encoder_config(dropout=0.0), num_mels=tiny.NUM_MELS).eval()
-    step = train_step._step(encoder, dtype="float32", device=torch.device("cpu"), width=tiny.WIDTH)
+    compute = train_step._computation(encoder, dtype="float32", device=torch.device("cpu"), width=tiny.WIDTH)
+    step = train_step._step(encoder, compute)
     batch = torch.randn(2, 40, tiny.NUM_MELS), torch.tensor([40, 40])
     assert encoder.training
     first = step(batch)
@@ -75,13 +77,28 @@ def test_a_step_is_forward_and_backward_in_training_mode():
     assert all(torch.equal(*pair) for pair in zip(gradients, (w.grad for w in encoder.parameters()), strict=True))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recorded_step_has_the_loss_and_gradient_of_a_step():
+    encoder = ConformerEncoder(tiny.make_encoder_config(dropout=0.0), num_mels=tiny.NUM_MELS)
+    compute = train_step._computation(encoder, dtype="float32", device=torch.device("cuda"), width=tiny.WIDTH)
+    batch = torch.randn(2, 40, tiny.NUM_MELS, device="cuda"), torch.tensor([40, 40], device="cuda")
+    expected = train_step._step(encoder, compute)(batch)
+    gradients = [weight.grad.clone() for weight in encoder.parameters()]
+    recorded = train_step._recorded(encoder, lambda: compute(batch))
+    for _ in range(2):
+        assert recorded(batch) == pytest.approx(expected, rel=1e-5)
+        for weight, gradient in zip(encoder.parameters(), gradients, strict=True):
+            torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_without_a_compiler_the_compiled_encoder_does_not_take_part():
-    def step() -> float:
+    def compute() -> Tensor:
         raise BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler"), [])
 
     encoder = ConformerEncoder(tiny.make_encoder_config(), num_mels=tiny.NUM_MELS)
     with pytest.raises(Skipped, match=r"^asr, compiled: .*no C\+\+ compiler.*; install a C\+\+ compiler, or set bench"):
-        train_step._compile(encoder, step, name="asr, compiled")
+        train_step._compile(encoder, compute, name="asr, compiled")
 
 
 def test_the_share_of_the_devices_arithmetic_is_that_of_work_in_the_same_time():
