@@ -369,7 +369,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.swap(self.model)
         try:
-            with whole_weights(self.shared_task):
+            # Compiled code is for training alone: for validation it would take minutes to make anew.
+            with whole_weights(self.shared_task), torch.compiler.set_stance("force_eager"):
                 found = self.validate()
             # The choice of checkpoints must be the same everywhere, to the last digit.
             found.metric = self.team.from_first(lambda: found.metric)

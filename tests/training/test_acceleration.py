@@ -1,14 +1,28 @@
 """Compiled blocks and checkpointed activations: the same numbers, the same names of weights, clear refusals."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from training_runs import StubTask, assert_equal, copy_of, make_trainer
+from training_runs import (
+    PLAIN,
+    FixedBatches,
+    StubTask,
+    assert_equal,
+    copy_of,
+    make_batches,
+    make_task,
+    make_trainer,
+)
+from utterances import make_utterances
 
+from asr.data.batching import BatchPlan, Draw
 from asr.training.acceleration import checkpoint_activations, compile_blocks
+from asr.training.interfaces import Validation
 
 
 class Block(nn.Module):
@@ -63,6 +77,29 @@ def test_blocks_are_compiled_for_changing_sizes(monkeypatch):
     model = Blocks()
     compile_blocks(model)
     assert calls == [(model.first, {"dynamic": True})]
+
+
+def test_validation_runs_as_it_is_written(tmp_path, monkeypatch):
+    compile_block, graphs = nn.Module.compile, []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(torch.is_grad_enabled())
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_block(self, backend=keep, **how))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    task = make_task(PLAIN, dropout=0.1)
+
+    def validate() -> Validation:
+        with torch.no_grad():
+            task.model.encode(torch.randn(1, 4000), torch.tensor([4000]))
+        return Validation(1.0, {})
+
+    dataset = make_batches(make_utterances(tmp_path / "speech", [0.6, 0.5]), PLAIN).dataset
+    batch = dataset[BatchPlan(0, 0, [Draw(0, 1.0), Draw(1, 1.0)])]
+    make_trainer(tmp_path / "run", task, batches=FixedBatches([batch]), validate=validate, compile=True).run()
+    assert graphs
+    assert all(graphs)
 
 
 def test_a_missing_compiler_is_named_with_the_ways_out(monkeypatch):
