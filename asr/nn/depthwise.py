@@ -2,6 +2,8 @@
 
 # B utterances, T frames, F frequency bins, C channels, K kernel size
 
+from functools import cache
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -14,8 +16,9 @@ class DepthwiseConv(nn.Conv1d):
 
     A convolution in one dimension would have every channel's frames side by side: two transposed copies, and a kernel
     that is several times slower on processors. In two dimensions, one of them of size one, the frames are already what
-    PyTorch calls channels-last. On GPUs that layout goes to cuDNN, which plans for every new shape anew, longer than a
-    step takes; there the convolution in one dimension has kernels without plans.
+    PyTorch calls channels-last. On GPUs there are kernels of our own (`asr.nn.depthwise_kernels`). Without Triton, the
+    convolution in one dimension stands in for them: in two it goes to cuDNN, which plans for every new shape anew,
+    longer than a step takes.
 
     Args:
         channels: Number of channels C.
@@ -28,12 +31,12 @@ class DepthwiseConv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, C) to (B, T, C); beyond both ends it sees zeros."""
         bias = cast(Tensor, self.bias)
-        if not torch.compiler.is_compiling():
+        if not x.is_cuda and not torch.compiler.is_compiling():
             return _convolve(x, self.weight, bias)
         if torch.is_autocast_enabled(x.device.type):  # which knows PyTorch's own operations alone
             dtype = torch.get_autocast_dtype(x.device.type)
-            return _compiled_convolve(x.to(dtype), self.weight.to(dtype), bias.to(dtype))
-        return _compiled_convolve(x, self.weight, bias)
+            return _opaque_convolve(x.to(dtype), self.weight.to(dtype), bias.to(dtype))
+        return _opaque_convolve(x, self.weight, bias)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -47,21 +50,25 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 # The compiler would make code anew for every number of frames that a convolution gets. As operations of their
-# own, which it does not look into, forward and backward leave it at one for all.
+# own, which it does not look into, forward and backward leave it at one for all. On GPUs they are for eager mode too.
 
 
 @torch.library.custom_op("asr::depthwise_conv", mutates_args=())
-def _compiled_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _opaque_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if kernels := _kernels_for(x, weight):
+        return cast(Tensor, kernels.convolve(x, weight, bias))
     return _convolve(x, weight, bias).contiguous()
 
 
-@_compiled_convolve.register_fake
+@_opaque_convolve.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("asr::depthwise_conv_backward", mutates_args=())
-def _compiled_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _opaque_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if kernels := _kernels_for(x, weight):
+        return cast(tuple[Tensor, Tensor, Tensor], kernels.gradients(grad, x, weight))
     padding, channels = weight.shape[2] // 2, len(weight)
     if x.is_cuda:
         planes = [each.transpose(1, 2).contiguous() for each in (grad, x)] + [weight]
@@ -69,14 +76,14 @@ def _compiled_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     else:
         planes = [each.transpose(1, 2).unsqueeze(-1) for each in (grad, x)] + [weight.unsqueeze(-1)]
         shape = [[1, 1], [padding, 0], [1, 1], False, [0, 0]]
-    frames, kernels, grad_bias = torch.ops.aten.convolution_backward(
+    frames, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         *planes, [channels], *shape, channels, [True] * 3
-    )  # (B, C, T) or (B, C, T, 1), and likewise the kernels
+    )  # (B, C, T) or (B, C, T, 1), and likewise the weight
     frames = frames.squeeze(-1) if frames.ndim == 4 else frames
-    return frames.transpose(1, 2).contiguous(), kernels.reshape(weight.shape), grad_bias
+    return frames.transpose(1, 2).contiguous(), grad_weight.reshape(weight.shape), grad_bias
 
 
-@_compiled_backward.register_fake
+@_opaque_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, grad_weight = (torch.empty_like(each, memory_format=torch.contiguous_format) for each in (x, weight))
     return grad_x, grad_weight, weight.new_empty(len(weight))
@@ -86,9 +93,24 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
     ctx.save_for_backward(*inputs[:2])
 
 
-_compiled_convolve.register_autograd(
-    lambda ctx, grad: _compiled_backward(grad, *ctx.saved_tensors), setup_context=_keep
-)
+_opaque_convolve.register_autograd(lambda ctx, grad: _opaque_backward(grad, *ctx.saved_tensors), setup_context=_keep)
+
+
+def _kernels_for(x: Tensor, weight: Tensor) -> ModuleType | None:
+    """The kernels for a GPU, where they are for such frames and weights."""
+    if not x.is_cuda or not (kernels := _gpu_kernels()):
+        return None
+    return kernels if x.dtype in kernels.DTYPES and weight.shape[2] <= kernels.MAX_KERNEL_SIZE else None
+
+
+@cache
+def _gpu_kernels() -> ModuleType | None:
+    """The kernels for a GPU; None where PyTorch comes without Triton."""
+    try:
+        from asr.nn import depthwise_kernels
+    except ImportError:
+        return None
+    return depthwise_kernels
 
 
 class HalvingDepthwiseConv(nn.Conv2d):
