@@ -37,8 +37,8 @@ class LoaderConfig:
     Attributes:
         max_batch_s: Most seconds of audio of a batch, padding included.
         max_batch_size: Most utterances of a batch.
-        padding_step_s: Above 0, batches are padded to a multiple of this many seconds, and of 64 tokens: a GPU, which
-            prepares itself for every new shape, then sees few of them. 0 pads to the longest utterance.
+        padding_step_s: Above 0, batches are padded to a multiple of this many seconds, and of 64 tokens with the start:
+            a GPU, which prepares itself for every new shape, then sees few of them. 0 pads to the longest utterance.
         min_duration_s: Utterances shorter than this are unusable.
         max_duration_s: Utterances longer than this are unusable.
         unusable: What to do with utterances that are too short, too long, or have more tokens than CTC can put into
@@ -165,7 +165,7 @@ class UtteranceDataset(Dataset[Batch]):
         return Batch(
             waveforms=_padded_to(padded, self.padding_step),
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            tokens=_padded_to(pad_sequence(tokens, batch_first=True), _TOKEN_STEP if self.padding_step else 0),
+            tokens=_padded_to(pad_sequence(tokens, batch_first=True), _TOKEN_STEP if self.padding_step else 0, beside=1),
             token_lengths=torch.tensor([len(each) for each in tokens]),
             num_tokens=sum(len(each) for each in tokens),
             ids=[self.utterances[draw.index].id for draw in plan.draws],
@@ -187,12 +187,13 @@ class UtteranceDataset(Dataset[Batch]):
 
 
 _INT16_SCALE = 32768.0
-_TOKEN_STEP = 64  # where audio is padded to a multiple of a step, tokens are too
+# Where audio is padded to a multiple of a step, tokens are too: along with the start token to a multiple of this.
+_TOKEN_STEP = 64
 
 
-def _padded_to(rows: Tensor, step: int) -> Tensor:
-    """Pads (B, N) with zeros to a multiple of the step; 0 leaves it as it is."""
-    missing = -rows.shape[1] % step if step else 0
+def _padded_to(rows: Tensor, step: int, *, beside: int = 0) -> Tensor:
+    """Pads (B, N) with zeros until N and what comes beside it are a multiple of the step; 0 leaves it as it is."""
+    missing = -(rows.shape[1] + beside) % step if step else 0
     return torch.nn.functional.pad(rows, (0, missing))
 
 

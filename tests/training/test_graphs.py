@@ -172,7 +172,7 @@ def test_batches_padded_to_a_step_have_tokens_padded_too(utterances):
         seed=1,
         padding_step_s=0.5,
     )[BatchPlan(0, 0, [Draw(index, 1.0) for index in MANY])]
-    assert padded.tokens.shape == (4, 64)
+    assert padded.tokens.shape == (4, 63)  # 64 with the start token
     assert padded.waveforms.shape[1] % (tiny.SAMPLE_RATE // 2) == 0
     exact = batches_of(utterances, MANY)[0]
     assert torch.equal(padded.tokens[:, : exact.tokens.shape[1]], exact.tokens)
