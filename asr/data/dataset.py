@@ -156,6 +156,7 @@ class UtteranceDataset(Dataset[Batch]):
         self.seed = seed
         self.cache = cache
         self.padding_step = round(padding_step_s * sample_rate)
+        self.token_step = _TOKEN_STEP if self.padding_step else 0
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         with _one_thread():
@@ -165,7 +166,7 @@ class UtteranceDataset(Dataset[Batch]):
         return Batch(
             waveforms=_padded_to(padded, self.padding_step),
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            tokens=_padded_to(pad_sequence(tokens, batch_first=True), _TOKEN_STEP if self.padding_step else 0, beside=1),
+            tokens=_padded_to(pad_sequence(tokens, batch_first=True), self.token_step, beside=1),
             token_lengths=torch.tensor([len(each) for each in tokens]),
             num_tokens=sum(len(each) for each in tokens),
             ids=[self.utterances[draw.index].id for draw in plan.draws],
