@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from asr.nn.dropout import byte_dropout
 
+try:
+    from asr.nn import attention_kernels
+except ImportError:  # PyTorch comes without Triton
+    attention_kernels = None  # type: ignore[assignment]
+
 
 @dataclass(slots=True)
 class KeyValueCache:
@@ -180,6 +185,11 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None
         # memory: half the time for long sequences, the same for short ones.
         values = F.pad(values, (0, extra))
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[..., :-extra]
+    if attention_kernels is not None and queries.is_cuda and torch.is_grad_enabled():
+        queries, keys, values = (_autocast(each) for each in (queries, keys, values))
+        trains = queries.requires_grad or keys.requires_grad or values.requires_grad
+        if trains and attention_kernels.fits(queries, keys, values):
+            return attention_kernels.attention(queries, keys, values, mask, dropout)[0]
     if queries.device.type != "cpu" or not (extra or queries.dtype == torch.bfloat16):
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
     # With dropout there is no fused kernel on processors, and that for bfloat16 computes in float32; the plain products
@@ -193,6 +203,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None
         weights = byte_dropout(weights, dropout)
     context = weights @ values
     return context if mask is None else context * sees.to(context.dtype)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """What autocast would make of an argument; it knows PyTorch's own operations alone."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def position_code(length: int, width: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
