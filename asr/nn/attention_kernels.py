@@ -18,14 +18,19 @@ import triton.language as tl
 from torch import Tensor
 
 MAX_WIDTH = 128  # of queries, keys and values, so that their tiles fit beside each other
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_UNITS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 4}  # numbers in 16 bytes
 
 
 def fits(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether the kernels can do it; their arguments are those of `asr.nn.attention.attend`, on one GPU."""
-    widths_fit = queries.shape[-1] <= MAX_WIDTH and values.shape[-1] <= MAX_WIDTH
-    same_heads = queries.shape[:2] == keys.shape[:2] == values.shape[:2]
-    return widths_fit and same_heads and queries.dtype == keys.dtype == values.dtype and queries.dtype in _DTYPES
+    """Whether the kernels can do it; their arguments are those of `asr.nn.attention.attend`, on one GPU.
+
+    Rows must be whole multiples of 16 bytes, which are loaded at once.
+    """
+    if queries.dtype not in _UNITS or not queries.dtype == keys.dtype == values.dtype:
+        return False
+    widths, unit = (queries.shape[-1], values.shape[-1]), _UNITS[queries.dtype]
+    widths_fit = all(width <= MAX_WIDTH and width % unit == 0 for width in widths)
+    return widths_fit and queries.shape[:2] == keys.shape[:2] == values.shape[:2]
 
 
 # As operations of their own, which the compiler does not look into, they do not break a block in pieces. The forward
@@ -44,12 +49,12 @@ def attention(
         without.
     """
     (batch, num_heads, num_queries, key_width), width, num_keys = queries.shape, values.shape[3], keys.shape[2]
-    queries, keys, values = (_with_unit_stride(each) for each in (queries, keys, values))
+    queries, keys, values = (_aligned(each) for each in (queries, keys, values))
     context, log_sums, draws = _outputs(queries, keys, values, dropout)
     if dropout:
         draws.random_(-(2**31), 2**31)
     mask_strides, mask_bytes = _mask(mask, (batch, num_heads, num_queries, num_keys))
-    unit, tiles = _unit(queries, keys, values), _tiles(queries, values)
+    unit, tiles = _UNITS[queries.dtype], _tiles(queries, values)
     with torch.cuda.device_of(queries):  # Triton launches on PyTorch's present device
         _forward_kernel[(triton.cdiv(num_queries, tiles["block"]) * batch * num_heads,)](
             queries, keys, values, mask_bytes, draws, context, log_sums, 1 / math.sqrt(width), dropout,
@@ -74,11 +79,11 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of queries, keys and values, with the heads of a query or key side by side in memory."""
     (batch, num_heads, num_queries, key_width), width, num_keys = queries.shape, values.shape[3], keys.shape[2]
-    tensors = [_with_unit_stride(each) for each in (queries, keys, values, context, grad.to(context.dtype))]
+    tensors = [_aligned(each) for each in (queries, keys, values, context, grad.to(context.dtype))]
     gradients = [_with_heads_side_by_side(each, each.shape[3]) for each in (queries, keys, values)]
     shares = torch.empty_like(log_sums)
     mask_strides, mask_bytes = _mask(mask, (batch, num_heads, num_queries, num_keys))
-    unit, tiles = _unit(*tensors), _tiles(queries, values)
+    unit, tiles = _UNITS[queries.dtype], _tiles(queries, values)
     numbers = 1 / math.sqrt(width), dropout, num_heads, num_queries, num_keys
     constants = {
         "key_width": key_width, "width": width, "unit": unit, "has_dropout": dropout > 0,
@@ -137,17 +142,14 @@ def _with_heads_side_by_side(x: Tensor, width: int) -> Tensor:
     return x.new_empty(batch, length, num_heads, width).transpose(1, 2)
 
 
-def _with_unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _aligned(x: Tensor) -> Tensor:
+    """The same numbers with rows that begin at multiples of 16 bytes.
 
-
-def _unit(*tensors: Tensor) -> int:
-    """Elements in 16 bytes, if all tensors have rows that begin at multiples of that, otherwise 1.
-
-    Strides are passed in that unit. It tells Triton that it may load 16 bytes at once, and is the same for all lengths.
+    Strides are passed in that unit, which tells Triton that it may load 16 bytes at once and is the same for all
+    lengths. Without it, it also made kernels for 16-bit numbers that computed something else.
     """
-    unit = 16 // tensors[0].element_size()
-    return unit if all(stride % unit == 0 for each in tensors for stride in each.stride()[:3]) else 1
+    unit = _UNITS[x.dtype]
+    return x if x.stride(3) == 1 and all(stride % unit == 0 for stride in x.stride()[:3]) else x.contiguous()
 
 
 def _strides(unit: int, *tensors: Tensor) -> list[int]:

@@ -6,13 +6,13 @@ to run them. A graph is recorded for every shape of batches, so it pays where fe
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asr.losses import Loss
 from asr.training.interfaces import LossInputs, RecordableTask, TrainingBatch
@@ -65,15 +65,21 @@ class RecordedLoss:
 
     Args:
         task: Whose loss it is.
+        parameters: Whose gradients are computed.
         context: Entered for the loss, such as autocast.
         recorder: Records.
     """
 
     def __init__(
-        self, task: RecordableTask, *, context: Callable[[], AbstractContextManager[object]], recorder: Recorder
+        self,
+        task: RecordableTask,
+        *,
+        parameters: Iterable[nn.Parameter],
+        context: Callable[[], AbstractContextManager[object]],
+        recorder: Recorder,
     ) -> None:
         self.task, self.context, self.recorder = task, context, recorder
-        self.parameters = [each for each in task.model.parameters() if each.requires_grad]
+        self.parameters = [each for each in parameters if each.requires_grad]
         self.seen: set[Shapes] = set()
         self.recordings: dict[Shapes, _Recording] = {}
         self.names: list[str] = []  # of the loss's parts

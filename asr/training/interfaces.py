@@ -91,11 +91,10 @@ class LossInputs:
 
 @runtime_checkable
 class RecordableTask(Protocol):
-    """A task whose work on the device is the same for all batches of the same shapes, so that it can be recorded."""
+    """A task whose work on the device is the same for all batches of the same shapes, so that it can be recorded.
 
-    @property
-    def model(self) -> nn.Module:
-        """All that is trained."""
+    Methods alone: from Python 3.12 on, `isinstance` does not find a module's submodules.
+    """
 
     def prepare(self, batch: Any) -> LossInputs:
         """All that depends on more of a batch than tensors, such as random draws from its seed."""

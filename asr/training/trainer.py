@@ -272,7 +272,9 @@ class Trainer:
         if self.device.type != "cuda":
             logger.info("trainer.cuda_graphs has no effect on %s", self.device)
             return None
-        return RecordedLoss(self.task, context=self._autocast, recorder=CudaRecorder())
+        return RecordedLoss(
+            self.task, parameters=self.model.parameters(), context=self._autocast, recorder=CudaRecorder()
+        )
 
     def _clear_gradients(self) -> None:
         """What is recorded writes to the same gradients for ever."""

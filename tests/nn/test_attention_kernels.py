@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch for CUDA")
 
 # B sequences, H heads, T queries, S keys, E' width of queries and keys, E width of the values
-SHAPES = [(2, 2, 70, 45, 24, 12), (1, 2, 33, 97, 16, 16), (2, 1, 5, 3, 20, 36), (1, 1, 64, 64, 40, 8)]
+SHAPES = [(2, 2, 70, 45, 32, 24), (1, 2, 33, 97, 16, 16), (2, 1, 5, 3, 24, 40), (1, 1, 64, 64, 40, 8)]
 MASKS = ["none", "keys", "causal", "nothing seen"]
 DROPPED = 0.3
 
@@ -80,7 +80,7 @@ def check_rows_that_see_nothing(attention, shape: tuple[int, ...], device: torch
 
 
 def check_dropout(attention, device: torch.device, dtype: torch.dtype) -> None:
-    inputs = tensors((2, 2, 70, 40, 52, 40), device, dtype)
+    inputs = tensors((2, 2, 70, 40, 56, 40), device, dtype)
     inputs[2] = torch.eye(40, device=device, dtype=dtype).expand(2, 2, 40, 40).contiguous().requires_grad_()
     patterns = [check(attention, inputs, None, DROPPED) == 0 for _ in range(2)]
     for pattern in patterns:
@@ -109,7 +109,7 @@ def check_compiled(attention, device: torch.device, backend: str, dtype: torch.d
         return first.transpose(1, 2).flatten(2).unflatten(2, (2, -1)).transpose(1, 2), second
 
     compiled = torch.compile(two, backend=backend, dynamic=True, fullgraph=True)
-    for shape in [(2, 2, 37, 45, 24, 12), (3, 2, 20, 33, 24, 12)]:
+    for shape in [(2, 2, 37, 45, 40, 24), (3, 2, 20, 33, 40, 24)]:
         inputs, mask = tensors(shape, device, dtype), mask_of("keys", shape, device)
         check(compiled, inputs, mask)
         first, second = compiled(*inputs, mask, DROPPED)
@@ -119,7 +119,7 @@ def check_compiled(attention, device: torch.device, backend: str, dtype: torch.d
 def check_registration() -> None:
     from asr.nn.attention_kernels import attention
 
-    shape = (2, 2, 7, 5, 24, 12)
+    shape = (2, 2, 7, 5, 24, 8)
     inputs, mask = tensors(shape, torch.device("cpu"), torch.float32), mask_of("keys", shape, torch.device("cpu"))
     torch.library.opcheck(attention, (*inputs, mask, 0.0))
 
@@ -172,7 +172,7 @@ def test_a_gpu_gives_the_same_compiled(dtype: torch.dtype) -> None:
 def test_a_captured_graph_draws_anew_in_every_replay() -> None:
     from asr.nn.attention_kernels import attention
 
-    queries, keys, values = tensors((2, 2, 70, 45, 24, 12), torch.device("cuda"), torch.bfloat16)
+    queries, keys, values = tensors((2, 2, 70, 45, 32, 24), torch.device("cuda"), torch.bfloat16)
     attention(queries, keys, values, None, DROPPED)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -199,6 +199,16 @@ def test_attend_takes_the_kernels_in_training_alone(monkeypatch: pytest.MonkeyPa
         attention.attend(*inputs, mask=None, dropout=0.0)
     attention.attend(*(each.detach() for each in inputs), mask=None, dropout=0.0)
     assert calls == [torch.bfloat16]
+
+
+def test_rows_that_are_no_multiple_of_16_bytes_are_left_to_pytorch() -> None:
+    from asr.nn.attention_kernels import fits
+
+    cpu = torch.device("cpu")
+    for key_width, width, bits_32, bits_16 in [(24, 16, True, True), (24, 12, True, False), (26, 16, False, False)]:
+        for dtype, expected in [(torch.float32, bits_32), (torch.bfloat16, bits_16), (torch.float64, False)]:
+            assert fits(*tensors((1, 2, 5, 4, key_width, width), cpu, dtype)) == expected
+    assert not fits(*tensors((1, 2, 5, 4, 136, 64), cpu, torch.float32))
 
 
 def let_numbers_of_one_element_be_bounds_of_loops() -> None:

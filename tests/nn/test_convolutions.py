@@ -187,7 +187,7 @@ def test_a_gpu_gives_what_a_processor_gives(compiled: bool) -> None:
     found = []
     for device in ("cpu", "cuda"):
         conv.to(device).zero_grad()
-        own = x.to(device).requires_grad_()
+        own = x.detach().clone().to(device).requires_grad_()
         run = torch.compile(conv, backend="aot_eager") if compiled and device == "cuda" else conv
         y = run(own)
         y.square().sum().backward()

@@ -1,5 +1,6 @@
 """Recorded losses: the same loss and gradient as without, recorded once for every shape."""
 
+import inspect
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -28,6 +29,7 @@ from asr.data.manifest import Utterance
 from asr.losses import LossConfig
 from asr.training.acceleration import compile_blocks
 from asr.training.graphs import CudaRecorder, RecordedLoss, Recorder
+from asr.training.interfaces import RecordableTask
 from asr.training.trainer import TrainerConfig
 
 MASKED = AugmentConfig(speeds=[1.0], spec=SpecAugmentConfig(num_time_masks=2, num_frequency_masks=1))
@@ -69,7 +71,7 @@ FEW, MANY, OTHERS = (0, 1), (0, 1, 2, 3), (2, 3)
 
 def check_against_plain(task: HookedTask, batches: list[Batch], recorder: Recorder) -> RecordedLoss:
     expected = [plain(task, batch) for batch in batches]
-    recorded = RecordedLoss(task, context=nullcontext, recorder=recorder)
+    recorded = RecordedLoss(task, parameters=task.model.parameters(), context=nullcontext, recorder=recorder)
     for batch, (total, gradients) in zip(batches, expected, strict=True):
         loss = recorded(batch)
         assert float(loss.total) == pytest.approx(total, rel=1e-5)
@@ -97,7 +99,7 @@ def test_gradients_of_several_batches_add_up_in_place(utterances):
     task = make_task(MASKED, dropout=0.0)
     batches = batches_of(utterances, FEW, FEW, FEW)
     expected = [plain(task, batch)[1] for batch in batches]
-    recorded = RecordedLoss(task, context=nullcontext, recorder=ByHand())
+    recorded = RecordedLoss(task, parameters=task.model.parameters(), context=nullcontext, recorder=ByHand())
     recorded(batches[0])
     places = {name: each.grad.data_ptr() for name, each in task.model.named_parameters()}
     for batch in batches[1:]:
@@ -122,7 +124,9 @@ def run_of_six_steps(folder: Path, utterances: list[Utterance], *, record: bool,
         folder, task, batches=batches, tracker=notes, device=device, max_steps=6, accumulate=2, cuda_graphs=record
     )
     if record and device.type == "cpu":
-        trainer.recorded = RecordedLoss(task, context=trainer._autocast, recorder=ByHand())
+        trainer.recorded = RecordedLoss(
+            task, parameters=task.model.parameters(), context=trainer._autocast, recorder=ByHand()
+        )
     trainer.run()
     return notes
 
@@ -156,6 +160,14 @@ def test_a_processor_records_nothing_and_says_so(tmp_path, utterances, caplog):
 def test_settings_that_exclude_each_other_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainerConfig(cuda_graphs=True, **changes)
+
+
+def test_a_recogniser_counts_as_one_that_can_on_every_python():
+    task = make_task(PLAIN, dropout=0.0)
+    for name in ("prepare", "compute"):
+        assert inspect.getattr_static(task, name)  # what `isinstance` does from Python 3.12 on
+    members = {name for name in vars(RecordableTask) if not name.startswith("_")}
+    assert members == {"prepare", "compute"}
 
 
 def test_a_task_that_cannot_be_recorded_is_named(tmp_path):
@@ -201,7 +213,7 @@ def test_replays_draw_anew(utterances):
     device = torch.device("cuda")
     task = make_task(PLAIN, dropout=0.5).to(device).train()
     (batch,) = batches_of(utterances, FEW)
-    recorded = RecordedLoss(task, context=nullcontext, recorder=CudaRecorder())
+    recorded = RecordedLoss(task, parameters=task.model.parameters(), context=nullcontext, recorder=CudaRecorder())
     totals = {float(recorded(batch.to(device)).total) for _ in range(6)}
     assert len(recorded.recordings) == 1
     assert len(totals) == 6
