@@ -143,13 +143,14 @@ def _with_heads_side_by_side(x: Tensor, width: int) -> Tensor:
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """The same numbers with rows that begin at multiples of 16 bytes.
+    """The same numbers in rows that begin at multiples of 16 bytes, so that Triton may load 16 bytes at once.
 
-    Strides are passed in that unit, which tells Triton that it may load 16 bytes at once and is the same for all
-    lengths. Without it, it also made kernels for 16-bit numbers that computed something else.
+    Strides are passed in that unit, which is the same for all lengths. Without it, ptxas 12.8, which comes with Triton
+    3.6, loses a register of some kernels for 16-bit numbers, and they multiply with what lies elsewhere.
     """
     unit = _UNITS[x.dtype]
-    return x if x.stride(3) == 1 and all(stride % unit == 0 for stride in x.stride()[:3]) else x.contiguous()
+    is_aligned = x.stride(3) == 1 and all(stride % unit == 0 for stride in x.stride()[:3]) and x.data_ptr() % 16 == 0
+    return x if is_aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def _strides(unit: int, *tensors: Tensor) -> list[int]:

@@ -60,8 +60,8 @@ class TrainerConfig:
             bfloat16 where the device has instructions for it.
         compile: Whether to compile the model's blocks, which takes minutes and then saves time; needs a C++ compiler.
         cuda_graphs: Whether a GPU records loss and gradient of a batch once for every shape and then replays them,
-            which saves a small model most of its time and takes up to twice the memory; for one process, and batches
-            of few shapes (`loader.padding_step_s`). Of no effect on a processor.
+            which saves a small model most of its time and takes up to twice the memory; for batches of few shapes
+            (`loader.padding_step_s`). Of no effect on a processor, and where several processes train together.
         activation_checkpointing: Whether to keep activations only from block to block and compute the rest anew in
             the backward pass: about a third more time, a fraction of the memory.
         sharding: Of several processes, with `none` each has the whole model; with `full` it keeps a part of weights,
@@ -257,20 +257,17 @@ class Trainer:
         return loss
 
     def _recorded_loss(self) -> RecordedLoss | None:
-        """What records and replays the work of a batch; None where there is no GPU to do so.
+        """What records and replays the work of a batch; None where that is of no effect, which the log tells.
 
         Raises:
-            ValueError: If the task cannot be recorded, or several processes train together.
+            ValueError: If the task cannot be recorded.
         """
         if not isinstance(self.task, RecordableTask):
             kind = type(self.task).__name__
             raise ValueError(f"trainer.cuda_graphs is true, but a {kind} cannot be recorded; set it false")
-        if self.team.size > 1:
-            raise ValueError(
-                f"trainer.cuda_graphs is true, but {self.team.size} processes train together; set it false"
-            )
-        if self.device.type != "cuda":
-            logger.info("trainer.cuda_graphs has no effect on %s", self.device)
+        if self.device.type != "cuda" or self.team.size > 1:
+            where = self.device if self.device.type != "cuda" else f"{self.team.size} processes"
+            logger.info("trainer.cuda_graphs has no effect on %s", where)
             return None
         return RecordedLoss(
             self.task, parameters=self.model.parameters(), context=self._autocast, recorder=CudaRecorder()

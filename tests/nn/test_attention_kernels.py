@@ -148,6 +148,23 @@ def test_a_gpu_gives_what_a_processor_gives(shape: tuple[int, ...], kind: str, d
     check(attention, tensors(shape, cuda, dtype), mask_of(kind, shape, cuda))
 
 
+def moved_by_one(x: Tensor) -> Tensor:
+    """The same numbers, contiguous, from an address on that is no multiple of 16 bytes."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return memory[1:].view(x.shape).copy_(x.detach()).requires_grad_()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gpu_takes_numbers_from_any_address(dtype: torch.dtype) -> None:
+    from asr.nn.attention_kernels import attention
+
+    inputs = [moved_by_one(each) for each in tensors((2, 2, 70, 45, 32, 16), torch.device("cuda"), dtype)]
+    assert all(each.data_ptr() % 16 for each in inputs)
+    check(attention, inputs, None)
+
+
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -209,6 +226,19 @@ def test_rows_that_are_no_multiple_of_16_bytes_are_left_to_pytorch() -> None:
         for dtype, expected in [(torch.float32, bits_32), (torch.bfloat16, bits_16), (torch.float64, False)]:
             assert fits(*tensors((1, 2, 5, 4, key_width, width), cpu, dtype)) == expected
     assert not fits(*tensors((1, 2, 5, 4, 136, 64), cpu, torch.float32))
+
+
+def test_what_the_kernels_are_given_begins_at_multiples_of_16_bytes() -> None:
+    from asr.nn.attention_kernels import _aligned
+
+    for dtype in PRECISIONS:
+        x = torch.randn(2, 3, 8, 8).to(dtype)
+        assert _aligned(x) is x
+        for other in (moved_by_one(x), x.transpose(2, 3), torch.randn(2, 3, 8, 9).to(dtype)[..., :8]):
+            aligned = _aligned(other)
+            assert torch.equal(aligned, other)
+            assert aligned.is_contiguous()
+            assert aligned.data_ptr() % 16 == 0
 
 
 def let_numbers_of_one_element_be_bounds_of_loops() -> None:
