@@ -175,8 +175,9 @@ def joint_loss(
     """
     # All in one: a GPU goes through the frames of all at once.
     every = [log_probs, *(intermediate_log_probs if config.intermediate_weight else [])]
+    together = torch.cat(every) if len(every) > 1 else log_probs
     repeated = (each.repeat(len(every), *[1] * (each.ndim - 1)) for each in (frame_lengths, tokens, token_lengths))
-    ctc, *further = ctc_loss(torch.cat(every), *repeated).unflatten(0, (len(every), -1)).sum(dim=1).unbind()
+    ctc, *further = ctc_loss(together, *repeated).unflatten(0, (len(every), -1)).sum(dim=1).unbind()
     parts = {"ctc": ctc.detach()}
     if further:
         intermediate = torch.stack(further).mean()

@@ -6,20 +6,24 @@ attention weights of a call for plots and analysis.
 
 # B sequences, T queries, S keys, D width, H heads, E width of a head (D / H), P width of the position code
 
+import contextlib
 import math
 from dataclasses import dataclass
-from typing import Self
+from importlib import import_module
+from types import ModuleType
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asr.nn.autocast import as_autocast
 from asr.nn.dropout import byte_dropout
 
-try:
-    from asr.nn import attention_kernels
-except ImportError:  # PyTorch comes without Triton
-    attention_kernels = None  # type: ignore[assignment]
+attention_kernels: ModuleType | None = None
+if torch.cuda.is_available():  # else importing Triton is for nothing
+    with contextlib.suppress(ImportError):  # PyTorch comes without it
+        attention_kernels = import_module("asr.nn.attention_kernels")
 
 
 @dataclass(slots=True)
@@ -186,10 +190,10 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None
         values = F.pad(values, (0, extra))
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[..., :-extra]
     if attention_kernels is not None and queries.is_cuda and torch.is_grad_enabled():
-        queries, keys, values = (_autocast(each) for each in (queries, keys, values))
+        queries, keys, values = (as_autocast(each) for each in (queries, keys, values))
         trains = queries.requires_grad or keys.requires_grad or values.requires_grad
         if trains and attention_kernels.fits(queries, keys, values):
-            return attention_kernels.attention(queries, keys, values, mask, dropout)[0]
+            return cast(Tensor, attention_kernels.attention(queries, keys, values, mask, dropout)[0])
     if queries.device.type != "cpu" or not (extra or queries.dtype == torch.bfloat16):
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
     # With dropout there is no fused kernel on processors, and that for bfloat16 computes in float32; the plain products
@@ -203,13 +207,6 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None
         weights = byte_dropout(weights, dropout)
     context = weights @ values
     return context if mask is None else context * sees.to(context.dtype)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """What autocast would make of an argument; it knows PyTorch's own operations alone."""
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def position_code(length: int, width: int, *, device: torch.device) -> tuple[Tensor, Tensor]:

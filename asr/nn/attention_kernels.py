@@ -1,6 +1,6 @@
-"""Attention in training on a GPU, forward and backward, for queries and keys that are wider than the values.
+"""Attention in training on a GPU, forward and backward, with masks, and for queries that are wider than the values.
 
-PyTorch's newer kernels want all widths to be equal; what it has for others takes several times as long. As in
+PyTorch's newer kernels take neither; what it has for them takes several times as long. As in
 FlashAttention-2 (Dao 2023), no weights are ever in memory: the forward pass goes through the keys with a running
 softmax and keeps the logarithm of its sum, and the backward pass computes the weights anew. Nothing is added up by
 several programs, so equal arguments and draws give equal gradients. Needs Triton, which comes with PyTorch for CUDA on
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_WIDTH = 128  # of queries, keys and values, so that their tiles fit beside each other
+_MOST_BYTES = 256  # of a row of queries, keys or values, so that their tiles fit beside each other
 _UNITS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 4}  # numbers in 16 bytes
 
 
@@ -28,8 +28,8 @@ def fits(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
     """
     if queries.dtype not in _UNITS or not queries.dtype == keys.dtype == values.dtype:
         return False
-    widths, unit = (queries.shape[-1], values.shape[-1]), _UNITS[queries.dtype]
-    widths_fit = all(width <= MAX_WIDTH and width % unit == 0 for width in widths)
+    size, unit = queries.element_size(), _UNITS[queries.dtype]
+    widths_fit = all(x.shape[-1] * size <= _MOST_BYTES and x.shape[-1] % unit == 0 for x in (queries, values))
     return widths_fit and queries.shape[:2] == keys.shape[:2] == values.shape[:2]
 
 

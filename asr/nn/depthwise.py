@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asr.nn.autocast import as_autocast
+
 
 class DepthwiseConv(nn.Conv1d):
     """A depthwise convolution over time that keeps the number of frames.
 
     A convolution in one dimension would have every channel's frames side by side: two transposed copies, and a kernel
     that is several times slower on processors. In two dimensions, one of them of size one, the frames are already what
-    PyTorch calls channels-last. On GPUs there are kernels of our own (`asr.nn.depthwise_kernels`). Without Triton, the
-    convolution in one dimension stands in for them: in two it goes to cuDNN, which plans for every new shape anew,
-    longer than a step takes.
+    PyTorch calls channels-last. On GPUs that layout goes to cuDNN, which plans for every new shape anew, longer than a
+    step takes: there the convolution has one dimension, and in training kernels of our own, with Triton
+    (`asr.nn.depthwise_kernels`).
 
     Args:
         channels: Number of channels C.
@@ -31,12 +33,11 @@ class DepthwiseConv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, C) to (B, T, C); beyond both ends it sees zeros."""
         bias = cast(Tensor, self.bias)
-        if not x.is_cuda and not torch.compiler.is_compiling():
+        # Without a gradient, PyTorch's own kernel is fast, and nothing need be compiled before the first transcript.
+        trains = x.is_cuda and torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if not trains and not torch.compiler.is_compiling():
             return _convolve(x, self.weight, bias)
-        if torch.is_autocast_enabled(x.device.type):  # which knows PyTorch's own operations alone
-            dtype = torch.get_autocast_dtype(x.device.type)
-            return _opaque_convolve(x.to(dtype), self.weight.to(dtype), bias.to(dtype))
-        return _opaque_convolve(x, self.weight, bias)
+        return _opaque_convolve(as_autocast(x), as_autocast(self.weight), as_autocast(bias))
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -49,8 +50,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return planes.squeeze(-1).transpose(1, 2)  # (B, T, C)
 
 
-# The compiler would make code anew for every number of frames that a convolution gets. As operations of their
-# own, which it does not look into, forward and backward leave it at one for all. On GPUs they are for eager mode too.
+# The compiler would make code anew for every number of frames that a convolution gets. As operations of their own,
+# which it does not look into, forward and backward leave it at one for all. On GPUs all training goes through them.
 
 
 @torch.library.custom_op("asr::depthwise_conv", mutates_args=())

@@ -19,7 +19,7 @@ from asr.training.interfaces import LossInputs, RecordableTask, TrainingBatch
 
 logger = logging.getLogger(__name__)
 
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+Shapes = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 # Every graph takes some memory of its own, and half a second to record; what comes after so many is computed as usual.
 _MOST_GRAPHS = 400
@@ -33,11 +33,15 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory, as no two of them run at once."""
+    """Records CUDA graphs that share one pool of memory, as no two of them run at once.
 
-    def __init__(self) -> None:
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream(device)
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Records work without doing it."""
@@ -83,12 +87,14 @@ class RecordedLoss:
         self.seen: set[Shapes] = set()
         self.recordings: dict[Shapes, _Recording] = {}
         self.names: list[str] = []  # of the loss's parts
-        self.memory: dict[str, Tensor] = {}
+        self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.gradients: dict[nn.Parameter, Tensor] = {}  # where recordings add to
 
     def __call__(self, batch: TrainingBatch) -> Loss:
-        """Adds the gradient of a batch's sum to the gradients of the parameters, which stay in place from then on."""
+        """Adds the gradient of a batch's sum to the gradients of the parameters."""
+        self._put_gradients_in_place()
         inputs = self.task.prepare(batch)
-        shapes = tuple((name, tuple(each.shape)) for name, each in inputs.tensors.items())
+        shapes = tuple((name, each.dtype, tuple(each.shape)) for name, each in inputs.tensors.items())
         if shapes in self.recordings:
             values = self._replay(self.recordings[shapes], inputs)
         elif shapes in self.seen and len(self.recordings) < _MOST_GRAPHS:
@@ -99,6 +105,14 @@ class RecordedLoss:
             values = self._add_gradient(inputs)
         total, *parts = values.unbind()
         return Loss(total, inputs.count, dict(zip(self.names, parts, strict=True)))
+
+    def _put_gradients_in_place(self) -> None:
+        """Gives parameters without a gradient the one that recordings add to, as zeros."""
+        dropped = [parameter for parameter in self.gradients if parameter.grad is None]
+        if dropped:
+            torch._foreach_zero_([self.gradients[parameter] for parameter in dropped])
+        for parameter in dropped:
+            parameter.grad = self.gradients[parameter]
 
     def _record(self, inputs: LossInputs) -> _Recording:
         tensors = {name: self._place_for(name, each) for name, each in inputs.tensors.items()}
@@ -114,9 +128,9 @@ class RecordedLoss:
 
     def _place_for(self, name: str, tensor: Tensor) -> Tensor:
         """Memory for such a tensor, which all recordings share; only one that is larger than all before gets new."""
-        memory = self.memory.get(name)
+        memory = self.memory.get((name, tensor.dtype))
         if memory is None or memory.numel() < tensor.numel():
-            memory = self.memory[name] = torch.empty_like(tensor).flatten()
+            memory = self.memory[name, tensor.dtype] = torch.empty_like(tensor).flatten()
         return memory[: tensor.numel()].view(tensor.shape)
 
     def _add_gradient(self, inputs: LossInputs) -> Tensor:
@@ -127,9 +141,9 @@ class RecordedLoss:
         sums, added = [], []
         for parameter, grad in zip(self.parameters, found, strict=True):
             if grad is not None:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                sums.append(parameter.grad)
+                if parameter not in self.gradients:
+                    parameter.grad = self.gradients[parameter] = torch.zeros_like(parameter)
+                sums.append(self.gradients[parameter])
                 added.append(grad)
         torch._foreach_add_(sums, added)
         self.names = list(loss.parts)

@@ -97,10 +97,10 @@ class RecordableTask(Protocol):
     """
 
     def prepare(self, batch: Any) -> LossInputs:
-        """All that depends on more of a batch than tensors, such as random draws from its seed."""
+        """All that depends on more of a batch than tensors, such as random draws from its seed; nothing is trained."""
 
     def compute(self, inputs: LossInputs) -> Loss:
-        """The loss."""
+        """The loss; its total and parts depend on tensors alone, and not on the count."""
 
 
 class Batches(Protocol):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,7 +130,8 @@ class Trainer:
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If the model cannot be compiled, recorded, sharded or checkpoint its activations, and shall.
+        ValueError: If the model cannot be compiled, recorded or sharded, or cannot checkpoint its activations, although
+            the settings ask for it.
     """
 
     def __init__(
@@ -262,20 +264,19 @@ class Trainer:
         Raises:
             ValueError: If the task cannot be recorded.
         """
+        for applies, where in (
+            (self.device.type != "cuda", f"on {self.device}"),
+            (self.team.size > 1, f"with {self.team.size} processes"),
+            (find_spec("triton") is None, "without Triton, as PyTorch's CTC loss cannot be recorded"),
+        ):
+            if applies:
+                logger.info("trainer.cuda_graphs has no effect %s", where)
+                return None
         if not isinstance(self.task, RecordableTask):
             kind = type(self.task).__name__
             raise ValueError(f"trainer.cuda_graphs is true, but a {kind} cannot be recorded; set it false")
-        if self.device.type != "cuda" or self.team.size > 1:
-            where = self.device if self.device.type != "cuda" else f"{self.team.size} processes"
-            logger.info("trainer.cuda_graphs has no effect on %s", where)
-            return None
-        return RecordedLoss(
-            self.task, parameters=self.model.parameters(), context=self._autocast, recorder=CudaRecorder()
-        )
-
-    def _clear_gradients(self) -> None:
-        """What is recorded writes to the same gradients for ever."""
-        self.optimizer.zero_grad(set_to_none=self.recorded is None)
+        recorder = CudaRecorder(self.device)
+        return RecordedLoss(self.task, parameters=self.model.parameters(), context=self._autocast, recorder=recorder)
 
     def _autocast(self) -> torch.autocast:
         """Matrix products in the precision of choice; 16-bit copies of sharded weights are not kept."""
@@ -304,7 +305,7 @@ class Trainer:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, good=good)
-        self._clear_gradients()
+        self.optimizer.zero_grad()
         return norm, good
 
     def _over_all_shards(self, norm: Tensor) -> Tensor:
@@ -471,13 +472,18 @@ class Trainer:
         try:
             try_largest_batch(
                 self.batches.largest(),
-                compute=self._backward,
+                compute=self._try,
                 reserve=self._room_for_moments,
                 device=self.device,
                 sample_rate=self.sample_rate,
             )
         finally:
-            self._clear_gradients()
+            self.optimizer.zero_grad()
+
+    def _try(self, batch: TrainingBatch) -> None:
+        """Computes a batch as in training; a shape that comes for the second time is recorded, in memory of its own."""
+        for _ in range(1 if self.recorded is None else 2):
+            self._backward(batch)
 
     def _room_for_moments(self) -> list[Tensor]:
         """Tensors as large as what AdamW has of every parameter from its first step on."""

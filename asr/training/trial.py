@@ -100,7 +100,8 @@ def _reset_peak(device: torch.device) -> int:
 
 
 def _describe_room(size: _Size, *, before: int, device: torch.device) -> str:
-    peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    # What is recorded keeps memory of its own, which is reserved even where nothing lies in it.
+    peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.mem_get_info(device)[1]
     full = size_that_fills(_FULL, size=size.padded, before=before, peak=peak, total=total)
     used = f"{peak / 1e9:.1f} of {total / 1e9:.1f} GB"
     return f", {used}; about loader.{size.batch_limit}={full:.0f} fills {_FULL:.0%} of it"

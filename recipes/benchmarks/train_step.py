@@ -224,7 +224,7 @@ def _recorded(encoder: nn.Module, compute: Callable[[], Tensor]) -> Callable[[Fe
     """The same step as one CUDA graph, which writes gradients where it wrote them before."""
     compute()  # loads and plans the kernels, which cannot be done while recording
     encoder.zero_grad(set_to_none=True)
-    replay, loss = CudaRecorder()(compute)
+    replay, loss = CudaRecorder(next(encoder.parameters()).device)(compute)
 
     def step(_: Features) -> float:
         replay()

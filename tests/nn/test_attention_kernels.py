@@ -225,7 +225,9 @@ def test_rows_that_are_no_multiple_of_16_bytes_are_left_to_pytorch() -> None:
     for key_width, width, bits_32, bits_16 in [(24, 16, True, True), (24, 12, True, False), (26, 16, False, False)]:
         for dtype, expected in [(torch.float32, bits_32), (torch.bfloat16, bits_16), (torch.float64, False)]:
             assert fits(*tensors((1, 2, 5, 4, key_width, width), cpu, dtype)) == expected
-    assert not fits(*tensors((1, 2, 5, 4, 136, 64), cpu, torch.float32))
+    assert fits(*tensors((1, 2, 5, 4, 128, 64), cpu, torch.float16))
+    assert not fits(*tensors((1, 2, 5, 4, 136, 64), cpu, torch.float16))
+    assert not fits(*tensors((1, 2, 5, 4, 128, 64), cpu, torch.float32))  # rows of more than 256 bytes
 
 
 def test_what_the_kernels_are_given_begins_at_multiples_of_16_bytes() -> None:

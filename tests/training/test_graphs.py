@@ -38,20 +38,22 @@ MASKED = AugmentConfig(speeds=[1.0], spec=SpecAugmentConfig(num_time_masks=2, nu
 
 
 class ByHand:
-    """Records as a GPU does, without doing the work yet, by keeping the function to call it again."""
+    """Records as a GPU does, without doing the work yet, by keeping the function to call it again.
 
-    def __init__(self) -> None:
+    All results lie in the same memory, as those of graphs may. `num_values` is that of the loss with its parts.
+    """
+
+    def __init__(self, num_values: int = 3) -> None:
         self.count = 0
+        self.result = torch.zeros(num_values)
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         self.count += 1
-        result = torch.zeros(())
 
         def replay() -> None:
-            found = work()
-            result.resize_(found.shape).copy_(found)
+            self.result.copy_(work())
 
-        return replay, result
+        return replay, self.result
 
 
 def batches_of(utterances: list[Utterance], *rows: tuple[int, ...]) -> list[Batch]:
@@ -83,7 +85,7 @@ def check_against_plain(task: HookedTask, batches: list[Batch], recorder: Record
         assert loss.count == views * batch.num_tokens
         for name, each in task.model.named_parameters():
             torch.testing.assert_close(each.grad, gradients[name], msg=name, **bounds)
-        task.zero_grad(set_to_none=False)
+        task.zero_grad()
     return recorded
 
 
@@ -91,7 +93,7 @@ def check_against_plain(task: HookedTask, batches: list[Batch], recorder: Record
 def test_loss_and_gradient_of_every_batch_are_those_without_recording(utterances, consistency_weight):
     # The third batch is larger than what the recording of the first shape has memory for.
     batches = batches_of(utterances, FEW, FEW, MANY, MANY, FEW, MANY, OTHERS, FEW)
-    task, recorder = make_task(MASKED, dropout=0.0), ByHand()
+    task, recorder = make_task(MASKED, dropout=0.0), ByHand(4 if consistency_weight else 3)
     task.loss = LossConfig(consistency_weight=consistency_weight)
     assert len({plain(task, batch)[0] for batch in batches}) == len(batches)  # masks differ from batch to batch
     recorded = check_against_plain(task, batches, recorder)
@@ -101,16 +103,35 @@ def test_loss_and_gradient_of_every_batch_are_those_without_recording(utterances
 
 def test_gradients_of_several_batches_add_up_in_place(utterances):
     task = make_task(MASKED, dropout=0.0)
-    batches = batches_of(utterances, FEW, FEW, FEW)
+    batches = batches_of(utterances, FEW, FEW, FEW, FEW)
     expected = [plain(task, batch)[1] for batch in batches]
     recorded = RecordedLoss(task, parameters=task.model.parameters(), context=nullcontext, recorder=ByHand())
     recorded(batches[0])
     places = {name: each.grad.data_ptr() for name, each in task.model.named_parameters()}
-    for batch in batches[1:]:
-        recorded(batch)
+    losses = [recorded(batch) for batch in batches[1:]]
+    assert len({float(loss.total) for loss in losses}) == len(losses)  # of one memory, read after the last replay
     for name, each in task.model.named_parameters():
         assert each.grad.data_ptr() == places[name]
         torch.testing.assert_close(each.grad, sum(found[name] for found in expected), msg=name)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_stay_in_place_from_step_to_step(utterances, set_to_none):
+    task = make_task(MASKED, dropout=0.0)
+    recorded = RecordedLoss(task, parameters=task.model.parameters(), context=nullcontext, recorder=ByHand())
+    places = []
+    for batch in batches_of(utterances, FEW, MANY, FEW):
+        recorded(batch)
+        places.append([each.grad.data_ptr() for each in task.model.parameters()])
+        task.zero_grad(set_to_none=set_to_none)
+    assert places[0] == places[1] == places[2]
+
+
+def test_numbers_of_another_type_get_memory_of_their_own():
+    task = make_task(MASKED, dropout=0.0)
+    recorded = RecordedLoss(task, parameters=task.model.parameters(), context=nullcontext, recorder=ByHand())
+    for dtype in (torch.float32, torch.int64, torch.float32):
+        assert recorded._place_for("x", torch.zeros(2, 3, dtype=dtype)).dtype == dtype
 
 
 def test_no_more_shapes_are_recorded_than_there_is_room_for(utterances, monkeypatch):
@@ -141,6 +162,8 @@ def run_of_six_steps(folder: Path, utterances: list[Utterance], *, record: bool,
             task, parameters=task.model.parameters(), context=trainer._autocast, recorder=ByHand()
         )
     trainer.run()
+    if trainer.recorded is not None:
+        assert len(trainer.recorded.recordings) > 1
     return notes
 
 
@@ -157,15 +180,33 @@ def test_training_with_recordings_is_training_without(tmp_path, utterances):
 
 
 @pytest.mark.parametrize(
-    ("device", "size", "named"), [("cpu", 1, "cpu"), ("cpu", 2, "cpu"), ("cuda", 2, "2 processes")]
+    ("device", "size", "triton", "named"),
+    [
+        ("cpu", 1, True, "on cpu"),
+        ("cuda", 2, True, "with 2 processes"),
+        ("cuda", 1, False, "without Triton, as PyTorch's CTC loss cannot be recorded"),
+    ],
 )
-def test_where_nothing_is_recorded_the_log_tells(tmp_path, caplog, device, size, named):
-    caplog.set_level(logging.INFO)
-    trainer = make_trainer(tmp_path, make_task(MASKED, dropout=0.0), cuda_graphs=True)
-    trainer.device, trainer.team = torch.device(device), Team(size=size)
-    caplog.clear()
-    assert trainer._recorded_loss() is None
-    assert f"trainer.cuda_graphs has no effect on {named}" in caplog.text
+def test_where_nothing_is_recorded_the_log_tells(tmp_path, caplog, monkeypatch, device, size, triton, named):
+    monkeypatch.setattr("asr.training.trainer.find_spec", lambda name: name if triton else None)
+    for task in (StubTask(), make_task(PLAIN, dropout=0.0)):
+        trainer = make_trainer(tmp_path, task)
+        trainer.device, trainer.team = torch.device(device), Team(size=size)
+        caplog.clear()
+        caplog.set_level(logging.INFO)
+        assert trainer._recorded_loss() is None
+        assert f"trainer.cuda_graphs has no effect {named}" in caplog.text
+
+
+def test_the_trial_of_the_largest_batch_records_it(tmp_path, utterances):
+    task, recorder = make_task(MASKED, dropout=0.0), ByHand()
+    trainer = make_trainer(tmp_path, task, batches=FixedBatches(batches_of(utterances, FEW, MANY)))
+    trainer.recorded = RecordedLoss(
+        task, parameters=task.model.parameters(), context=trainer._autocast, recorder=recorder
+    )
+    trainer._try_largest_batch()
+    assert recorder.count == 1
+    assert all(each.grad is None for each in task.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -182,15 +223,18 @@ def test_settings_that_exclude_each_other_are_named(changes, message):
 
 def test_a_recogniser_counts_as_one_that_can_on_every_python():
     task = make_task(PLAIN, dropout=0.0)
-    for name in ("prepare", "compute"):
-        assert inspect.getattr_static(task, name)  # what `isinstance` does from Python 3.12 on
-    members = {name for name in vars(RecordableTask) if not name.startswith("_")}
-    assert members == {"prepare", "compute"}
+    assert isinstance(task, RecordableTask)
+    for name in vars(RecordableTask):
+        if not name.startswith("_"):
+            assert inspect.getattr_static(task, name)  # what `isinstance` does from Python 3.12 on
 
 
-def test_a_task_that_cannot_be_recorded_is_named(tmp_path):
+def test_a_task_that_cannot_be_recorded_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("asr.training.trainer.find_spec", lambda name: name)
+    trainer = make_trainer(tmp_path, StubTask())
+    trainer.device = torch.device("cuda")
     with pytest.raises(ValueError, match="a StubTask cannot be recorded; set it false"):
-        make_trainer(tmp_path, StubTask(), cuda_graphs=True)
+        trainer._recorded_loss()
 
 
 def test_batches_padded_to_a_step_have_tokens_padded_too(utterances):
@@ -220,7 +264,7 @@ def test_a_gpu_replays_what_it_would_compute(tmp_path, utterances, compiled):
     task.loss = LossConfig(consistency_weight=0.2)
     if compiled:
         compile_blocks(task.model)
-    assert len(check_against_plain(task, batches, CudaRecorder()).recordings) == 2
+    assert len(check_against_plain(task, batches, CudaRecorder(device)).recordings) == 2
     if not compiled:
         check_training(tmp_path, utterances, device)
 
@@ -231,7 +275,9 @@ def test_replays_draw_anew(utterances):
     device = torch.device("cuda")
     task = make_task(PLAIN, dropout=0.5).to(device).train()
     (batch,) = batches_of(utterances, FEW)
-    recorded = RecordedLoss(task, parameters=task.model.parameters(), context=nullcontext, recorder=CudaRecorder())
+    recorded = RecordedLoss(
+        task, parameters=task.model.parameters(), context=nullcontext, recorder=CudaRecorder(device)
+    )
     totals = {float(recorded(batch.to(device)).total) for _ in range(6)}
     assert len(recorded.recordings) == 1
     assert len(totals) == 6
