@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from asr.features import FeatureConfig, LogMel
 from asr.nn.conformer import ConformerEncoder, EncoderConfig
 from asr.nn.decoder import DecoderConfig, TransformerDecoder
 from asr.nn.model import Recognizer
+from asr.tensor_files import write_tensors
 from asr.tokenizer import Tokenizer, tokenizer_from_dict
 
 FORMAT = 1  # raised when older code cannot read newer folders
@@ -163,11 +164,11 @@ def save_folder(
         OSError: If it cannot be written; nothing is left behind.
     """
     with _written_whole(folder) as temporary:
-        _save_tensors(weights, temporary / _MODEL)
+        write_tensors(temporary / _MODEL, weights)
         _write_json(temporary / _CONFIG, {"format": FORMAT, **description})
         _write_json(temporary / _TOKENIZER, tokenizer.to_dict())
         if state is not None:
-            _save_tensors(state.tensors, temporary / _TRAINING_TENSORS)
+            write_tensors(temporary / _TRAINING_TENSORS, state.tensors)
             _write_json(temporary / _TRAINING_STATE, state.state)
 
 
@@ -344,10 +345,6 @@ def _in_precision(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, T
             largest = float(weights[name].abs().max())
             raise ValueError(f"{name} has the weight {largest:g}, too large for {dtype}; store it in torch.float32")
     return found
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

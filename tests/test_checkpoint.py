@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -71,6 +72,14 @@ def test_a_folder_alone_rebuilds_everything(tiny_folder: Path) -> None:
 def test_a_folder_holds_weights_and_readable_json_and_no_pickle(tiny_folder: Path) -> None:
     assert sorted(file.name for file in tiny_folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert json.loads((tiny_folder / "config.json").read_text())["encoder"]["width"] == tiny.WIDTH
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, files have no such modes")
+def test_whoever_may_read_new_files_may_read_the_weights(tmp_path: Path) -> None:
+    save(tmp_path / "model")
+    (tmp_path / "plain").touch()
+    for file in (tmp_path / "model").iterdir():
+        assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode, file
 
 
 def test_a_model_without_decoder_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -160,11 +169,11 @@ def test_saving_again_replaces_the_folder_whole(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_older_folder_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "c", value=1.0)
 
-    def no_space(_: object, path: Path) -> None:
+    def no_space(path: Path, _: object) -> None:
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", no_space)
+    monkeypatch.setattr(checkpoint, "write_tensors", no_space)
     with pytest.raises(OSError) as caught:
         save(tmp_path / "c", value=2.0)
     assert str(caught.value) == (

@@ -58,10 +58,10 @@ def test_a_folder_holds_the_files_that_a_recogniser_has(folder: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_older_folder(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_space(_: object, path: Path) -> None:
+    def no_space(path: Path, _: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", no_space)
+    monkeypatch.setattr(checkpoint, "write_tensors", no_space)
     with pytest.raises(OSError, match="cannot be saved"):
         save_language_model(damaged, {}, config=CONFIG, tokenizer=tiny.make_tokenizer(), training={})
     assert load_language_model(damaged).training == {"steps": 3}

@@ -20,6 +20,7 @@ FLOORS: dict[str, int] = {
     "devices": 1,
     "errors": 1,
     "hub": 1,
+    "tensor_files": 1,
     "decoding": 2,
     "ctc_kernels": 2,
     "losses": 2,

@@ -14,8 +14,9 @@ from typing import cast
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from asr.tensor_files import write_tensors
 
 UNKNOWN, SENTENCE_START, SENTENCE_END = "<unk>", "<s>", "</s>"
 
@@ -328,7 +329,7 @@ def save_tables(path: Path, tables: NgramTables, source: dict[str, str]) -> None
     tensors = {"words": torch.from_numpy(np.frombuffer("\n".join(tables.words).encode(), np.uint8).copy())}
     for order, table in enumerate(tables.tables, start=1):
         tensors |= {f"{order}.{column}": getattr(table, column).contiguous() for column in _COLUMNS}
-    save_file(tensors, path, metadata={**source, "order": str(len(tables.tables)), "format": _FORMAT})
+    write_tensors(path, tensors, metadata={**source, "order": str(len(tables.tables)), "format": _FORMAT})
 
 
 def load_tables(path: Path, source: dict[str, str]) -> NgramTables | None:
