@@ -22,7 +22,7 @@ from asr.variants import TunedSearch, with_weights
 # S samples
 
 # Audio that waits for a batch, in batches: the more there is to choose from, the less padding, and the more memory.
-_BATCHES_AHEAD = 8
+_BATCHES_AHEAD = 4
 # Segments that are cut and wait to be looked at.
 _SEGMENTS_AHEAD = 8
 
@@ -95,9 +95,8 @@ class _Read:
 
 
 def _padded_size(num_samples: int, *, sample_rate: int) -> int:
-    """Whole half seconds, so that shapes recur: kernels are prepared for each, and odd sizes split the memory up."""
-    step = sample_rate // 2
-    return -(-num_samples // step) * step
+    """Whole seconds, so that shapes recur: kernels are prepared for each, and odd sizes split the memory up."""
+    return -(-num_samples // sample_rate) * sample_rate
 
 
 class _Workbench:
