@@ -81,6 +81,11 @@ def ctc_loss(log_probs: Tensor, frame_lengths: Tensor, tokens: Tensor, token_len
     return F.ctc_loss(log_probs.transpose(0, 1), tokens, frame_lengths, token_lengths, blank=BLANK_ID, reduction="none")
 
 
+def has_gpu_kernels() -> bool:
+    """Whether the CTC loss of a GPU never waits for it; PyTorch's own does, so that CUDA graphs cannot record it."""
+    return _gpu_kernels() is not None
+
+
 @cache
 def _gpu_kernels() -> ModuleType | None:
     """The kernels for a GPU; None where PyTorch comes without Triton."""

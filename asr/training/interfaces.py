@@ -96,6 +96,9 @@ class RecordableTask(Protocol):
     Methods alone: from Python 3.12 on, `isinstance` does not find a module's submodules.
     """
 
+    def obstacle(self) -> str | None:
+        """What keeps its work from being recorded here, in words for the log; None where nothing does."""
+
     def prepare(self, batch: Any) -> LossInputs:
         """All that depends on more of a batch than tensors, such as random draws from its seed; nothing is trained."""
 

@@ -16,7 +16,7 @@ from asr.data.batching import BatchPlan, BucketSampler
 from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utterance, make_loader
 from asr.data.manifest import Utterance
 from asr.decoding.search import DecodingConfig, Search
-from asr.losses import Loss, LossConfig, joint_loss, teacher_forcing
+from asr.losses import Loss, LossConfig, has_gpu_kernels, joint_loss, teacher_forcing
 from asr.nn.inspection import attention_maps
 from asr.nn.model import Recognizer
 from asr.recognition import recognize_utterances
@@ -46,6 +46,10 @@ class RecognitionTask(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch on the model's device."""
         return self.compute(self.prepare(batch))
+
+    def obstacle(self) -> str | None:
+        """The CTC loss, where it waits for the GPU."""
+        return None if has_gpu_kernels() else "without Triton, as PyTorch's CTC loss cannot be recorded"
 
     def prepare(self, batch: Batch) -> LossInputs:
         """Masked features (B, T, F), tokens (B, U) and their lengths (B,); of two views, all of one come first."""

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +61,8 @@ class TrainerConfig:
         compile: Whether to compile the model's blocks, which takes minutes and then saves time; needs a C++ compiler.
         cuda_graphs: Whether a GPU records loss and gradient of a batch once for every shape and then replays them,
             which saves a small model most of its time and takes up to twice the memory; for batches of few shapes
-            (`loader.padding_step_s`). Of no effect on a processor, and where several processes train together.
+            (`loader.padding_step_s`). For recognisers; of no effect on a processor, without Triton, and where several
+            processes train together.
         activation_checkpointing: Whether to keep activations only from block to block and compute the rest anew in
             the backward pass: about a third more time, a fraction of the memory.
         sharding: Of several processes, with `none` each has the whole model; with `full` it keeps a part of weights,
@@ -264,17 +264,18 @@ class Trainer:
         Raises:
             ValueError: If the task cannot be recorded.
         """
-        for applies, where in (
-            (self.device.type != "cuda", f"on {self.device}"),
-            (self.team.size > 1, f"with {self.team.size} processes"),
-            (find_spec("triton") is None, "without Triton, as PyTorch's CTC loss cannot be recorded"),
-        ):
-            if applies:
-                logger.info("trainer.cuda_graphs has no effect %s", where)
-                return None
         if not isinstance(self.task, RecordableTask):
             kind = type(self.task).__name__
             raise ValueError(f"trainer.cuda_graphs is true, but a {kind} cannot be recorded; set it false")
+        if self.device.type != "cuda":
+            obstacle: str | None = f"on {self.device}"
+        elif self.team.size > 1:
+            obstacle = f"with {self.team.size} processes"
+        else:
+            obstacle = self.task.obstacle()
+        if obstacle:
+            logger.info("trainer.cuda_graphs has no effect %s", obstacle)
+            return None
         recorder = CudaRecorder(self.device)
         return RecordedLoss(self.task, parameters=self.model.parameters(), context=self._autocast, recorder=recorder)
 
