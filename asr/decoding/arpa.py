@@ -62,6 +62,8 @@ def load_ngram(path: Path) -> NgramModel:
     """
     if path.suffix == compact_ngram.SUFFIX:
         return NgramModel(compact_ngram.read_compact(path))
+    if not path.exists():
+        raise FileNotFoundError(compact_ngram.MISSING.format(path=path))
     cache = path.with_name(f"{path.name}.cache.safetensors")
     status = path.stat()
     source = {"size": str(status.st_size), "mtime_ns": str(status.st_mtime_ns)}

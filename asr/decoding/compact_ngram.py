@@ -27,6 +27,7 @@ from torch import Tensor
 from asr.decoding.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN, NgramTable, NgramTables
 
 SUFFIX = ".ngram"
+MISSING = f"{{path}}: no such language model; name an ARPA file or a compact one ({SUFFIX})"
 
 _FORMAT = "compact-ngram-1"  # raised when older code cannot read newer files
 _STEPS_PER_NAT = 8
@@ -74,7 +75,7 @@ def read_compact(path: Path) -> NgramTables:
         ValueError: If it is no such file, of a newer format, or damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such language model; name an ARPA file or a compact one ({SUFFIX})")
+        raise FileNotFoundError(MISSING.format(path=path))
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -300,8 +300,9 @@ def test_a_model_is_loaded_where_no_cache_can_be_written(tmp_path: Path) -> None
     assert sorted(tmp_path.iterdir()) == [path, cache_of(path)]
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.arpa"):
+def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:
+    message = r"none\.arpa: no such language model; name an ARPA file or a compact one \(\.ngram\)$"
+    with pytest.raises(FileNotFoundError, match=message):
         load_ngram(tmp_path / "none.arpa")
 
 
