@@ -37,11 +37,19 @@ _TRAINING_TENSORS, _TRAINING_STATE = "training.safetensors", "training.json"
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """Everything that shapes a recogniser but its tokenizer."""
+    """Everything that shapes a recogniser but its tokenizer.
+
+    Attributes:
+        features: What it hears.
+        encoder: Sizes.
+        decoder: Sizes.
+        phones: The phones that its second CTC head tells apart, in the order of their numbers from 1 on; may be none.
+    """
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    phones: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +105,7 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer) -> Recognizer:
         encoder=ConformerEncoder(config.encoder, num_mels=config.features.num_mels),
         decoder=decoder,
         vocab_size=vocab_size,
+        num_phones=len(config.phones),
     )
 
 
@@ -215,14 +224,22 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return _load_tensors(folder / _MODEL)
 
 
-def fill_weights(model: nn.Module, folder: Path) -> None:
+def fill_weights(model: nn.Module, folder: Path, *, may_lack: str | None = None) -> None:
     """Loads the weights of a folder into a model, in single precision.
+
+    Args:
+        model: What to fill.
+        folder: Where the weights are.
+        may_lack: A part of the model that stays as it is if the folder has nothing of it.
 
     Raises:
         FileNotFoundError: If there are none.
         ValueError: If the file is cut short or damaged, or its weights are of another model.
     """
     weights = load_weights(folder)
+    prefix = f"{may_lack}."
+    if may_lack and not any(name.startswith(prefix) for name in weights):
+        weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except RuntimeError as error:
@@ -381,6 +398,7 @@ def _parse_config(description: dict[str, Any], path: Path) -> ModelConfig:
             features=FeatureConfig(**description["features"]),
             encoder=EncoderConfig(**description["encoder"]),
             decoder=DecoderConfig(**description["decoder"]),
+            phones=list(description.get("phones", [])),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the config of a model of this toolkit ({error})") from None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WIDTH_WITHOUT_TERMINAL = 100
 # asr.decoding.search has them too; a test sees to it that they agree.
-DECODINGS = ("greedy", "prefix_beam", "attention", "joint", "rescore")
+DECODINGS = ("greedy", "prefix_beam", "attention", "joint", "rescore", "lexicon")
 PRECISIONS = ("auto", "float32", "bfloat16")  # as in asr.devices, which imports torch and takes long to import
 
 

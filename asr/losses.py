@@ -28,12 +28,14 @@ class LossConfig:
             (Lee & Watanabe 2021, eq. 7); 0 leaves them out.
         consistency_weight: Above 0, every utterance is masked twice, and this many times the divergence between the
             two CTC outputs is added (CR-CTC, Yao et al. 2024); it doubles the work of a step. 0 leaves it out.
+        phone_weight: Above 0, this many times the CTC loss of the phones that are spoken is added; 0 leaves it out.
     """
 
     ctc_weight: float = 0.3
     label_smoothing: float = 0.1
     intermediate_weight: float = 0.0
     consistency_weight: float = 0.0
+    phone_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.ctc_weight <= 1:
@@ -41,8 +43,24 @@ class LossConfig:
         for name in ("label_smoothing", "intermediate_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if self.consistency_weight < 0:
-            raise ValueError(f"loss.consistency_weight is {self.consistency_weight}; it must not be negative")
+        for name in ("consistency_weight", "phone_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}; it must not be negative")
+
+
+@dataclass(slots=True)
+class PhoneOutput:
+    """What the second CTC head says, and what it should say.
+
+    Attributes:
+        log_probs: (B, T', 1 + P), float32.
+        phones: (B, U') integers from 1 on.
+        lengths: (B,) integers.
+    """
+
+    log_probs: Tensor
+    phones: Tensor
+    lengths: Tensor
 
 
 @dataclass(slots=True)
@@ -163,8 +181,9 @@ def joint_loss(
     tokens: Tensor,
     token_lengths: Tensor,
     num_tokens: int,
+    phones: PhoneOutput | None = None,
 ) -> Loss:
-    """The weighted sum of CTC, intermediate CTC and attention loss, in nats a token.
+    """The weighted sum of CTC, intermediate CTC, attention and phone loss, in nats a token.
 
     Args:
         config: Weights.
@@ -175,6 +194,7 @@ def joint_loss(
         tokens: (B, U) integers.
         token_lengths: (B,) integers.
         num_tokens: Sum of `token_lengths`, known on the host without a synchronisation.
+        phones: Of the second CTC head; None without one.
 
     With `config.consistency_weight`, rows b and B + b of everything are two views of one utterance.
     """
@@ -199,4 +219,12 @@ def joint_loss(
         attention = attention_loss(logits, targets, label_smoothing=config.label_smoothing)
         parts["attention"] = attention.detach()
         total = config.ctc_weight * total + (1 - config.ctc_weight) * attention
+    if phones is not None and config.phone_weight:
+        phone_loss = ctc_loss(phones.log_probs, frame_lengths, phones.phones, phones.lengths).sum()
+        parts["phone_ctc"] = phone_loss.detach()
+        if config.consistency_weight:
+            consistency = 2 * consistency_loss(phones.log_probs, frame_lengths).sum()
+            parts["phone_consistency"] = consistency.detach()
+            phone_loss = phone_loss + config.consistency_weight * consistency
+        total = total + config.phone_weight * phone_loss
     return Loss(total, max(1, num_tokens), parts)

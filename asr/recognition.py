@@ -21,6 +21,7 @@ from asr.data.manifest import Utterance
 from asr.decoding.arpa import load_ngram
 from asr.decoding.hotwords import HotwordScorer, read_hotwords
 from asr.decoding.hypothesis import align
+from asr.decoding.lexicon_scorer import LexiconScorer
 from asr.decoding.scorers import Scorer
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search, encode
 from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer, fits_tokens
@@ -28,6 +29,7 @@ from asr.devices import pick_dtype
 from asr.lm_checkpoint import load_language_model
 from asr.nn.lm import LanguageModel
 from asr.nn.model import Recognizer
+from asr.pronunciation import read_lexicon
 from asr.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
@@ -49,12 +51,13 @@ class SearchBuilder:
         self.loaded = loaded
         self._ngrams: dict[tuple[Path, float], Scorer[Any]] = {}
         self._neural: dict[Path, LanguageModel] = {}
+        self._lexicons: dict[tuple[Path, Path], LexiconScorer] = {}
 
     def build(self, config: DecodingConfig) -> Search:
         """A search as the config describes it.
 
         Raises:
-            FileNotFoundError: If a language model or the file of hotwords is missing.
+            FileNotFoundError: If a language model, the lexicon or the file of hotwords is missing.
             ValueError: If one is broken or does not fit the recogniser.
         """
         lm, loaded = config.lm, self.loaded
@@ -65,10 +68,29 @@ class SearchBuilder:
         return Search(
             loaded.model,
             config,
-            ngram=self._ngram(lm.ngram, lm.unknown_penalty) if lm.ngram else None,
+            ngram=self._ngram(lm.ngram, lm.unknown_penalty) if lm.ngram and config.mode != "lexicon" else None,
             neural=self._language_model(lm.neural) if lm.neural else None,
             hotwords=hotwords,
+            lexicon=self._lexicon(lm.ngram, config.lexicon) if lm.ngram and config.lexicon else None,
         )
+
+    def _lexicon(self, ngram: Path, lexicon: Path) -> LexiconScorer:
+        key = (ngram, lexicon)
+        if key not in self._lexicons:
+            loaded = self.loaded
+            if not loaded.config.phones:
+                raise ValueError(
+                    f"{loaded.path}: this model knows no phones, so decoding.mode 'lexicon' is not for it; "
+                    "use another, or train it with lexicon=… and loss.phone_weight above 0"
+                )
+            model = load_ngram(ngram).to(loaded.device)
+            try:
+                self._lexicons[key] = LexiconScorer(
+                    model, read_lexicon(lexicon), loaded.config.phones, loaded.tokenizer
+                )
+            except ValueError as error:
+                raise ValueError(f"{lexicon} with {ngram}: {error}") from None
+        return self._lexicons[key]
 
     def _ngram(self, path: Path, unknown_penalty: float) -> Scorer[Any]:
         key = (path, unknown_penalty)

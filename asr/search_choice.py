@@ -8,9 +8,10 @@ from asr.decoding.search import DecodingConfig, FusionConfig
 from asr.variants import TUNED_FILE, TunedSearch, find_tuned, read_default
 
 OWN_NGRAM = "words.ngram"  # a language model beside the weights, which takes part in every beam search
+OWN_LEXICON = "lexicon.txt.xz"  # pronunciations beside the weights, for lexicon search
 NO_MODEL = Path("none")  # in place of a language model's path: without any
 
-_WITH_NEURAL = ("attention", "joint", "rescore")
+_WITH_NEURAL = ("attention", "joint", "rescore", "lexicon")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +37,23 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
 
     The mode is the one that is asked for, else the folder's default, else greedy search. Where the default has no place
     for a language model or hotwords that are asked for, it is joint search with a neural model, and prefix beam search
-    without.
+    without; where it is lexicon search, and that has no place for hotwords, or no n-gram model, it is joint search.
 
     Args:
-        folder: Of a recogniser; it may hold `decoding.json` and a language model, `words.ngram`.
+        folder: Of a recogniser; it may hold `decoding.json`, a language model, `words.ngram`, and pronunciations,
+            `lexicon.txt.xz`.
         options: What is asked for.
 
     Raises:
-        ValueError: If the options do not fit together, or `decoding.json` is broken.
+        ValueError: If the options do not fit together or the folder, or `decoding.json` is broken.
     """
     default = read_default(folder / TUNED_FILE)
     models = _by_kind(options.lms)
     mode = options.mode or (default.mode if default else "greedy")
-    if options.mode is None and "neural" in models and mode not in _WITH_NEURAL:
+    own = folder / OWN_NGRAM
+    has_ngram = "ngram" in models or (NO_MODEL not in options.lms and own.is_file())
+    lacks_place = mode == "lexicon" and (options.hotwords is not None or not has_ngram)
+    if options.mode is None and (lacks_place or ("neural" in models and mode not in _WITH_NEURAL)):
         mode = "joint"
     elif options.mode is None and mode == "greedy" and (models or options.hotwords):
         mode = "prefix_beam"
@@ -56,14 +61,20 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
         raise ValueError(
             f"--beam-size is {options.beam_size}, but greedy search has no beam; choose another --decoding"
         )
-    own = folder / OWN_NGRAM
-    if mode != "greedy" and NO_MODEL not in options.lms and own.is_file():
+    if mode != "greedy" and has_ngram:
         models.setdefault("ngram", own)
+    if mode == "lexicon" and not has_ngram:
+        raise ValueError("--decoding lexicon searches the words of an n-gram model; name one with --lm")
+    lexicon = folder / OWN_LEXICON if mode == "lexicon" else None
+    if lexicon and not lexicon.is_file():
+        raise ValueError(f"{folder} has no {OWN_LEXICON}, which --decoding lexicon needs; choose another --decoding")
+    own_beam = default.beam_size if default and mode == default.mode else None
     config = DecodingConfig(
         mode=mode,
-        beam_size=_first(options.beam_size, default.beam_size if default else None, DecodingConfig().beam_size),
+        beam_size=_first(options.beam_size, own_beam, DecodingConfig().beam_size),
         lm=FusionConfig(ngram=models.get("ngram"), neural=models.get("neural")),
         hotwords=options.hotwords,
+        lexicon=lexicon,
     )
     return config, find_tuned(folder, config)
 

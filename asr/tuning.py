@@ -40,8 +40,10 @@ class _Knob:
 def _knobs(config: DecodingConfig) -> list[_Knob]:
     """What can be fitted for a mode: what its score is made of."""
     knobs = [] if config.mode == "greedy" else [_Knob("length_bonus", -1.0, 4.0)]
-    if config.mode in ("joint", "rescore"):
+    if config.mode in ("joint", "rescore", "lexicon"):
         knobs.append(_Knob("ctc_weight", 0.02, 0.98))
+    if config.mode == "lexicon":
+        knobs.append(_Knob("phone_weight", 0.1, 0.98))
     if config.lm.ngram:
         knobs.append(_Knob("lm.ngram_weight", 0.01, 2.0))
     if config.lm.neural:
@@ -154,7 +156,7 @@ def _named(knobs: Sequence[_Knob], values: Tensor) -> dict[str, float]:
 
 
 # The parts of a score in the columns of a table; what no hypothesis of a search has stays zero.
-_PARTS = ("ctc", "attention", "ngram", "neural", "hotwords", "internal")
+_PARTS = ("ctc", "attention", "ngram", "neural", "hotwords", "internal", "phones")
 
 
 def _tabulate(
@@ -163,7 +165,7 @@ def _tabulate(
     tokenizer: Tokenizer,
     config: DecodingConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Parts of all hypotheses with their length behind them, (M, N, 7), and their word errors, (M, N) integers.
+    """Parts of all hypotheses with their length behind them, (M, N, 8), and their word errors, (M, N) integers.
 
     Places without a hypothesis have the parts -inf and so are never chosen.
     """
@@ -207,13 +209,25 @@ def _fit(
 
 
 def _factors(knobs: Sequence[_Knob], values: Tensor, config: DecodingConfig) -> Tensor:
-    """What each column of the table is multiplied by, (7,)."""
+    """What each column of the table is multiplied by, (8,)."""
     trial = with_weights(config, _named(knobs, values))
     ctc = {"attention": 0.0, "prefix_beam": 1.0}.get(trial.mode, trial.ctc_weight)
     attention = 0.0 if trial.mode == "prefix_beam" else 1.0 - ctc
+    phones = trial.phone_weight if trial.mode == "lexicon" else 0.0
     lm = trial.lm
-    factors = [ctc, attention, lm.ngram_weight, lm.neural_weight, 1.0, -lm.internal_weight, trial.length_bonus]
-    return torch.tensor(factors, dtype=torch.float64)
+    return torch.tensor(
+        [
+            (1 - phones) * ctc,
+            (1 - phones) * attention,
+            lm.ngram_weight,
+            lm.neural_weight,
+            1.0,
+            -lm.internal_weight,
+            phones,
+            trial.length_bonus,
+        ],
+        dtype=torch.float64,
+    )
 
 
 def _errors(parts: Tensor, counts: Tensor, factors: Tensor) -> int:

@@ -45,11 +45,16 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
             )
             if mode not in ("attention", "joint"):
                 fusion = replace(fusion, internal_weight=0.0)
-            impossible = (mode == "greedy" and parts) or (mode == "prefix_beam" and "neural" in parts)
+            impossible = (
+                (mode == "greedy" and parts)
+                or (mode == "prefix_beam" and "neural" in parts)
+                or (mode == "lexicon" and "ngram" not in parts)
+            )
             if not impossible:
-                hotwords = None if mode == "greedy" else base.hotwords
+                hotwords = None if mode in ("greedy", "lexicon") else base.hotwords
+                lexicon = base.lexicon if mode == "lexicon" else None
                 name = "+".join([mode, *parts])
-                found[name] = replace(base, mode=mode, lm=fusion, hotwords=hotwords)
+                found[name] = replace(base, mode=mode, lm=fusion, hotwords=hotwords, lexicon=lexicon)
         if not any(name.split("+")[0] == mode for name in found):
             raise ValueError(
                 f"modes has {mode!r}, which has no place for any of lms={list(lms)}; add none to lms, or leave it out"
@@ -164,7 +169,12 @@ def _read(path: Path) -> tuple[dict[str, TunedSearch], DefaultSearch | None]:
 
 
 def _parse(own: dict[str, Any]) -> TunedSearch:
-    known = {"ctc_weight", "length_bonus", *(f"lm.{name}" for name in asdict(FusionConfig()) if "weight" in name)}
+    known = {
+        "ctc_weight",
+        "phone_weight",
+        "length_bonus",
+        *(f"lm.{name}" for name in asdict(FusionConfig()) if "weight" in name),
+    }
     weights = {name: float(value) for name, value in own["weights"].items()}
     if not known.issuperset(weights):
         raise ValueError(f"unknown weight {sorted(weights.keys() - known)[0]!r}")

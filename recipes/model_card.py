@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from asr.checkpoint import LoadedModel
 from asr.model_figures import Figures, size
 from asr.report import percent
-from asr.search_choice import OWN_NGRAM
+from asr.search_choice import OWN_LEXICON, OWN_NGRAM
 from asr.variants import DefaultSearch
 
 
@@ -166,22 +166,32 @@ def _interval(interval: Sequence[float] | None) -> str:
     return "–" if interval is None else f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %"
 
 
+_HELPERS = {
+    OWN_NGRAM: f"the n-gram model `{OWN_NGRAM}`",
+    OWN_LEXICON: f"the pronunciations `{OWN_LEXICON}`",
+}
+
+
 def _model(loaded: LoadedModel, default: DefaultSearch, files: Sequence[Path]) -> str:
     encoder, decoder, features = loaded.config.encoder, loaded.config.decoder, loaded.config.features
     kind = type(loaded.tokenizer).__name__.removesuffix("Tokenizer").lower()
     tokens = {"char": "characters", "bpe": "byte-pair pieces"}[kind]
     search = "greedy search" if default.mode == "greedy" else f"`{default.mode}` search with beam {default.beam_size}"
-    has_ngram = any(file.name == OWN_NGRAM for file in files)
+    names = {file.name for file in files}
+    helpers = [
+        text for name, text in _HELPERS.items() if name in names and (name == OWN_NGRAM or default.mode == "lexicon")
+    ]
     blocks = "one block" if decoder.num_layers == 1 else f"{decoder.num_layers} blocks"
+    phones = f", another over {len(loaded.config.phones)} phones" if loaded.config.phones else ""
     attention = f" and an attention decoder of {blocks}" if decoder.num_layers else ""
     family = "an E-Branchformer" if encoder.block == "ebranchformer" else "a Conformer"
     lines = [
         f"{loaded.model.num_parameters() / 1e6:.2f} million parameters: {family} encoder of {encoder.num_layers} "
         f"blocks of width {encoder.width}, a CTC head{attention}, over "
-        f"{loaded.tokenizer.vocab_size} {tokens}.",
+        f"{loaded.tokenizer.vocab_size} {tokens}{phones}.",
         f"It hears {features.sample_rate / 1000:g} kHz audio as {features.num_mels} log-mel bands every "
         f"{features.hop_ms:g} ms; one encoder frame is {1000 * loaded.frame_s:g} ms.",
-        f"Without options it uses {search}{f' and the n-gram model `{OWN_NGRAM}`' if has_ngram else ''}; "
+        f"Without options it uses {' and '.join([search, *helpers])}; "
         "`decoding.json` has the tuned weights of this and other ways to search.",
         "Files: " + ", ".join(f"`{file.name}` {size(file)}" for file in files) + ".",
     ]

@@ -12,8 +12,9 @@ from asr import checkpoint
 from asr.decoding.arpa import read_ngram
 from asr.decoding.compact_ngram import write_compact
 from asr.model_figures import collect_figures, size, write_figures
+from asr.pronunciation import read_lexicon, write_lexicon
 from asr.report import table
-from asr.search_choice import OWN_NGRAM
+from asr.search_choice import OWN_LEXICON, OWN_NGRAM
 from asr.variants import TUNED_FILE, DefaultSearch, TunedSearch, read_tuned, write_tuned
 
 
@@ -42,7 +43,7 @@ def choose_tuned(recipe: ReleaseRecipe, source: Path) -> dict[str, TunedSearch]:
         raise ValueError(f"{source} holds nothing of {default}; tune it with recipes/tune_decoding.py, or set mode=")
     tuned = {}
     for name, each in found.items():
-        if name.partition("+")[2] in lms:
+        if name.partition("+")[2] in lms and (recipe.lexicon or not name.startswith("lexicon")):
             manifest = Path(each.development.get("manifest", "")).name  # its folders mean nothing elsewhere
             tuned[name] = replace(each, development=each.development | {"manifest": manifest})
     return tuned
@@ -57,12 +58,15 @@ def run(recipe: ReleaseRecipe) -> None:
     default = DefaultSearch(mode=recipe.mode, beam_size=recipe.beam_size)
     # Read before the output is replaced: it may hold this very file.
     tables = read_ngram(recipe.ngram) if recipe.ngram else None
+    lexicon = read_lexicon(recipe.lexicon) if recipe.lexicon else None
     checkpoint.save(
         recipe.output, loaded.model.state_dict(), config=loaded.config, tokenizer=loaded.tokenizer,
         training=loaded.training, dtype=getattr(torch, recipe.precision),
     )  # fmt: skip
     if tables:
         write_compact(recipe.output / OWN_NGRAM, tables)
+    if lexicon:
+        write_lexicon(recipe.output / OWN_LEXICON, lexicon)
     write_tuned(recipe.output / TUNED_FILE, tuned, about={}, default=default)
     if figures:
         write_figures(recipe.output, figures)

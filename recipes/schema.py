@@ -64,9 +64,13 @@ class TrainRecipe(TrainingConfig):
             ValueError: Naming the settings and the way out.
         """
         TrainingConfig.check_together(self)  # slots=True makes the class anew, which a bare super() does not survive
-        if self.decoder.num_layers == 0 and self.decoding.mode not in ("greedy", "prefix_beam"):
+        if self.decoder.num_layers == 0 and self.decoding.mode not in ("greedy", "prefix_beam", "lexicon"):
             raise ValueError(
                 f"decoding.mode is {self.decoding.mode!r}, but there is no decoder; take decoding=greedy or prefix_beam"
+            )
+        if self.decoding.mode == "lexicon" and self.lexicon is None:
+            raise ValueError(
+                "decoding.mode is 'lexicon', but the model would know no phones; set lexicon= and loss.phone_weight"
             )
 
 
@@ -306,6 +310,29 @@ class TrainNgramRecipe(NgramTrainingConfig):
 
 
 @dataclass(slots=True, kw_only=True)
+class MakeLexiconRecipe:
+    """`recipes/make_lexicon.py`: words to their pronunciations, by espeak-ng.
+
+    Attributes:
+        texts: Texts and manifests whose words are looked up.
+        ngram: An n-gram model of words whose words are looked up too.
+        output: The lexicon, plain or .xz by its ending.
+        language: A voice of espeak-ng by its language code.
+    """
+
+    texts: list[Path] = field(default_factory=list)
+    ngram: Path | None = None
+    output: Path = MISSING
+    language: str = "en-us"
+
+    def __post_init__(self) -> None:
+        if not self.texts and self.ngram is None:
+            raise ValueError("there are no words to look up; set texts=[…], ngram=…, or both")
+        if self.output.suffix == ".gz":
+            raise ValueError(f"output is {self.output}; a lexicon is written plain or as .xz")
+
+
+@dataclass(slots=True, kw_only=True)
 class TrainLmRecipe(LanguageTrainingConfig):
     """`recipes/train_lm.py`: text to a language model and its perplexity.
 
@@ -413,6 +440,7 @@ class ReleaseRecipe:
         model: A model folder or a run folder.
         output: The folder to make; an older model in it is replaced.
         ngram: A language model to release with it, ARPA or compact; it takes part in every beam search.
+        lexicon: Pronunciations to release with it, for lexicon search.
         tuned: What `recipes/tune_decoding.py` found; by default decoding.json beside the model's weights.
         mode: How the model searches where its user says nothing.
         beam_size: Likewise.
@@ -424,6 +452,7 @@ class ReleaseRecipe:
     model: Path = MISSING
     output: Path = MISSING
     ngram: Path | None = None
+    lexicon: Path | None = None
     tuned: Path | None = None
     mode: str = "greedy"
     beam_size: int = 10
@@ -433,6 +462,10 @@ class ReleaseRecipe:
 
     def __post_init__(self) -> None:
         DefaultSearch(mode=self.mode, beam_size=self.beam_size)  # checks both
+        if self.mode == "lexicon" and not (self.lexicon and self.ngram):
+            raise ValueError(
+                "mode is 'lexicon', which needs pronunciations and a model of words; set lexicon= and ngram="
+            )
         choices = ("float16", "bfloat16", "float32")
         if self.precision not in choices:
             raise ValueError(f"precision is {self.precision!r}; choose one of {', '.join(choices)}")
@@ -480,6 +513,7 @@ RECIPES = (
     PictureRecipe,
     TrainNgramRecipe,
     TrainLmRecipe,
+    MakeLexiconRecipe,
     WordTimesRecipe,
     CompareRunsRecipe,
     AverageModelsRecipe,

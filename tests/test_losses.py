@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asr.losses import (
     LossConfig,
+    PhoneOutput,
     attention_loss,
     consistency_loss,
     ctc_loss,
@@ -118,7 +119,14 @@ def test_attention_loss_is_the_cross_entropy_with_smoothed_targets(smoothing: fl
 # Both
 
 
-def joint(config: LossConfig, rows: slice = slice(None), *, with_decoder: bool = True, num_layers: int = 2) -> Any:
+def joint(
+    config: LossConfig,
+    rows: slice = slice(None),
+    *,
+    with_decoder: bool = True,
+    num_layers: int = 2,
+    phones: PhoneOutput | None = None,
+) -> Any:
     """The loss of some rows of one batch, with the intermediate outputs of some layers."""
     transcripts = [(2, 3), (2, 2), (3,), ()][rows]
     tokens, token_lengths = batch(transcripts)
@@ -132,6 +140,7 @@ def joint(config: LossConfig, rows: slice = slice(None), *, with_decoder: bool =
         tokens=tokens,
         token_lengths=token_lengths,
         num_tokens=int(token_lengths.sum()),
+        phones=phones,
     )
 
 
@@ -234,9 +243,26 @@ def test_the_consistency_of_the_views_is_added_to_the_ctc_loss() -> None:
     torch.testing.assert_close(with_it.total - without.total, 0.4 * 0.2 * expected)
 
 
+def test_the_phones_add_their_ctc_loss_and_in_two_views_its_consistency() -> None:
+    phones, lengths = batch([(1, 2, 1), (4,), (2, 2), (3,)])
+    output = PhoneOutput(random_log_probs(4, 6, 5, seed=3), phones, lengths)
+    frame_lengths = torch.tensor([6, 5, 3, 2])
+    without, with_it = (joint(LossConfig(phone_weight=weight), phones=output) for weight in (0.0, 0.7))
+    expected = ctc_loss(output.log_probs, frame_lengths, phones, lengths).sum()
+    assert "phone_ctc" not in without.parts
+    torch.testing.assert_close(with_it.parts["phone_ctc"], expected)
+    torch.testing.assert_close(with_it.total - without.total, 0.7 * expected)
+    assert with_it.count == without.count
+    one, two = (joint(LossConfig(phone_weight=weight, consistency_weight=0.2), phones=output) for weight in (0.0, 0.7))
+    consistency = 2 * consistency_loss(output.log_probs, frame_lengths).sum()
+    torch.testing.assert_close(two.parts["phone_consistency"], consistency)
+    torch.testing.assert_close(two.total - one.total, 0.7 * (expected + 0.2 * consistency))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"phone_weight": -1}, "loss.phone_weight is -1; it must not be negative"),
         ({"consistency_weight": -0.1}, "loss.consistency_weight is -0.1; it must not be negative"),
         ({"ctc_weight": -0.1}, "loss.ctc_weight is -0.1; it must be in [0, 1]"),
         ({"ctc_weight": 1.5}, "loss.ctc_weight is 1.5; it must be in [0, 1]"),

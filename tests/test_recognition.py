@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import random_ngrams
 import tiny
 import torch
 from utterances import make_utterances
 
 from asr.audio import AudioError
-from asr.decoding.search import encode
-from asr.recognition import encode_batch, encode_utterances, pack, read_ahead
+from asr.decoding.arpa import write_arpa
+from asr.decoding.ngram import NgramTable, NgramTables
+from asr.decoding.search import DecodingConfig, FusionConfig, encode
+from asr.pronunciation import Lexicon, write_lexicon
+from asr.recognition import SearchBuilder, encode_batch, encode_utterances, pack, read_ahead
 
 RATE = tiny.SAMPLE_RATE
 
@@ -149,3 +153,51 @@ def test_the_encoder_can_compute_the_utterances_of_a_manifest_in_bfloat16(tmp_pa
     (_, half), *_ = encode_utterances(model, utterances, sample_rate=RATE, precision="bfloat16")
     assert not torch.equal(half.log_probs, exact.log_probs)
     torch.testing.assert_close(half.log_probs.exp(), exact.log_probs.exp(), atol=0.1, rtol=0)
+
+
+# Lexicons
+
+
+def make_spoken(folder: Path, *, phones: list[str]) -> tuple[SearchBuilder, DecodingConfig]:
+    """A builder, and a lexicon search with files of its own."""
+    write_lexicon(folder / "lexicon.txt", Lexicon(tiny.SPOKEN))
+    write_arpa(folder / "words.arpa", NgramTables(random_ngrams.TAGS + list(tiny.SPOKEN), random_tables()))
+    lm = FusionConfig(ngram=folder / "words.arpa")
+    return SearchBuilder(tiny.make_loaded(phones=phones)), DecodingConfig(
+        mode="lexicon", lexicon=folder / "lexicon.txt", lm=lm
+    )
+
+
+def random_tables() -> list[NgramTable]:
+    size = len(random_ngrams.TAGS) + len(tiny.SPOKEN)
+    return [
+        NgramTable(
+            torch.zeros(size, dtype=torch.long), torch.arange(size), torch.full((size,), -2.0), torch.zeros(size)
+        )
+    ]
+
+
+def test_a_lexicon_is_read_once_for_all_searches(tmp_path: Path) -> None:
+    builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
+    first = builder.build(config)
+    (tmp_path / "lexicon.txt").unlink()
+    second = builder.build(replace(config, beam_size=3))
+    encoding = encode(builder.loaded.model, tiny.noise(3000)[None], torch.tensor([3000]))
+    assert first(encoding)[0].best.tokens and second(encoding)[0].best.tokens
+
+
+def test_a_lexicon_for_a_model_without_phones_is_an_error(tmp_path: Path) -> None:
+    builder, config = make_spoken(tmp_path, phones=[])
+    message = r"^tiny: this model knows no phones, so decoding\.mode 'lexicon' is not for it; use another, or train it"
+    with pytest.raises(ValueError, match=message):
+        builder.build(config)
+
+
+def test_a_lexicon_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
+    (tmp_path / "lexicon.txt").write_text("dog x\n")
+    message = (
+        rf"^{tmp_path}/lexicon\.txt with {tmp_path}/words\.arpa: the lexicon has pronunciations of 0 of the language"
+    )
+    with pytest.raises(ValueError, match=message):
+        builder.build(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from asr.confidence import UNCALIBRATED, Calibration
-from asr.search_choice import NO_MODEL, OWN_NGRAM, SearchOptions, choose_search
+from asr.search_choice import NO_MODEL, OWN_LEXICON, OWN_NGRAM, SearchOptions, choose_search
 from asr.variants import DefaultSearch, TunedSearch, write_tuned
 
 TUNED = {
@@ -115,3 +115,40 @@ def test_a_broken_proposal_is_one_line(tmp_path: Path, default: object) -> None:
     (tmp_path / "decoding.json").write_text(json.dumps({"default": default, "searches": {}}))
     with pytest.raises(ValueError, match=r"decoding\.json: not a file of tuned searches \(.*\); write it with recipes"):
         choose_search(tmp_path, SearchOptions())
+
+
+@pytest.fixture
+def spoken(folder: Path) -> Path:
+    """Proposes lexicon search with beam 40 and has pronunciations of its own."""
+    tuned = {"lexicon+ngram": TunedSearch(weights={"phone_weight": 0.6})}
+    write_tuned(folder / "decoding.json", tuned, about={}, default=DefaultSearch(mode="lexicon", beam_size=40))
+    (folder / OWN_LEXICON).touch()
+    return folder
+
+
+def test_lexicon_search_takes_the_pronunciations_and_the_language_model_of_the_folder(spoken: Path) -> None:
+    config, tuned = choose_search(spoken, SearchOptions())
+    assert (config.mode, config.beam_size) == ("lexicon", 40)
+    assert (config.lexicon, config.lm.ngram) == (spoken / OWN_LEXICON, spoken / OWN_NGRAM)
+    assert tuned.weights == {"phone_weight": 0.6}
+    other, _ = choose_search(spoken, SearchOptions(lms=(Path("other.arpa"), spoken / "lm")))
+    assert (other.mode, other.lm.ngram, other.lm.neural) == ("lexicon", Path("other.arpa"), spoken / "lm")
+
+
+@pytest.mark.parametrize("options", [SearchOptions(lms=(NO_MODEL,)), SearchOptions(hotwords=Path("names.txt"))])
+def test_where_lexicon_search_has_no_place_for_what_is_asked_it_is_joint_search(
+    spoken: Path, options: SearchOptions
+) -> None:
+    config, _ = choose_search(spoken, options)
+    assert (config.mode, config.beam_size, config.lexicon) == ("joint", 10, None)
+
+
+def test_lexicon_search_without_what_it_needs_is_an_error(spoken: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^--decoding lexicon searches the words of an n-gram model; name one with --lm$"
+    ):
+        choose_search(spoken, SearchOptions(mode="lexicon", lms=(NO_MODEL,)))
+    (spoken / OWN_LEXICON).unlink()
+    message = rf"^{spoken} has no {OWN_LEXICON}, which --decoding lexicon needs; choose another --decoding$"
+    with pytest.raises(ValueError, match=message):
+        choose_search(spoken, SearchOptions(mode="lexicon"))

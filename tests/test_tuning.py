@@ -1,5 +1,6 @@
 """Tuning of a search's weights: the fit on lists of hypotheses."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from asr import evaluate
 from asr.confidence import UNCALIBRATED
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.rescore import combine
-from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search, encode
+from asr.decoding.search import DecodingConfig, Encoding, FusionConfig, Recognition, Search, encode
 from asr.tuning import tune
 
 
@@ -105,3 +106,31 @@ def test_an_empty_place_of_a_list_is_never_chosen() -> None:
         encoding: Any = None
         found = tune(search, [encoding], [["a", "a"]], tokenizer, num_trials=20)
         assert found.development["wer"] == found.development["oracle_wer"] == 0.0
+
+
+def test_the_weight_of_phones_is_tuned_with_the_others() -> None:
+    """Phones alone choose wrongly, the decoder too; between them there is a range where both are right."""
+    tokenizer = tiny.make_tokenizer()
+    a, b = (tuple(tokenizer.encode(text)) for text in ("a", "b"))
+
+    def made(tokens: tuple[int, ...], phones: float, attention: float) -> Hypothesis:
+        return Hypothesis(tokens, 0.0, {"phones": phones, "attention": attention, "ctc": attention, "ngram": 0.0})
+
+    class Words(ScriptedSearch):
+        def __call__(self, encoding: Encoding) -> list[Recognition]:
+            weight = self.config.phone_weight
+            weights = {"phones": weight, "attention": (1 - weight) / 2, "ctc": (1 - weight) / 2}
+            ranked = [
+                sorted((combine(each, weights=weights, length_bonus=0.0) for each in own), key=lambda each: -each.score)
+                for own in self.lists
+            ]
+            return [Recognition(own, torch.zeros(3, 6).log_softmax(dim=1)) for own in ranked]
+
+    lists = [[made(b, -1.0, -6.0), made(a, -3.0, -1.0)], [made(a, -9.0, -1.0), made(b, -1.0, -3.0)]]
+    lm = FusionConfig(ngram=Path("words.arpa"))
+    search = Words(DecodingConfig(mode="lexicon", lexicon=Path("lexicon.txt"), phone_weight=0.9, lm=lm), lists)
+    encoding = Encoding(torch.zeros(2, 1, 1), torch.ones(2), torch.zeros(2, 1, 1))
+    found = tune(search, [encoding], [["a", "b"]], tokenizer, num_trials=300)
+    assert found.development["wer"] == 0.0
+    assert set(found.weights) == {"length_bonus", "ctc_weight", "phone_weight", "lm.ngram_weight"}
+    assert 0.2 < found.weights["phone_weight"] < 5 / 7

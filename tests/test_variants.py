@@ -129,3 +129,10 @@ def test_a_default_search_must_be_one_that_there_is() -> None:
         DefaultSearch(mode="loud")
     with pytest.raises(ValueError, match=r"^decoding\.beam_size is 0; it must be at least 1$"):
         DefaultSearch(mode="joint", beam_size=0)
+
+
+def test_lexicon_search_needs_an_n_gram_model_and_other_modes_have_no_lexicon() -> None:
+    base = DecodingConfig(mode="lexicon", lexicon=Path("lexicon.txt"), lm=FusionConfig(ngram=Path("a.arpa")))
+    found = variants(base, modes=["greedy", "joint", "lexicon"], lms=["none", "ngram"])
+    assert list(found) == ["greedy", "joint", "joint+ngram", "lexicon+ngram"]
+    assert [each.lexicon for each in found.values()] == [None, None, None, Path("lexicon.txt")]

@@ -1,5 +1,6 @@
 """A recogniser of width 16 with random weights, its tokenizer and some noise to recognise."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,12 +29,19 @@ def make_tokenizer() -> CharTokenizer:
     return CharTokenizer.train(["a b c"])
 
 
-def make_config(*, subsampling: int = 4, num_decoder_layers: int = 2, dropout: float = 0.1) -> ModelConfig:
+PHONES = ["x", "y", "z"]
+SPOKEN = {"a": [("x",)], "b": [("y",)], "ab": [("x", "y")], "aba": [("x",)], "c": [("z", "x"), ("z",)]}
+
+
+def make_config(
+    *, subsampling: int = 4, num_decoder_layers: int = 2, dropout: float = 0.1, phones: Sequence[str] = ()
+) -> ModelConfig:
     """Two layers of width 16 for audio of 8 kHz."""
     return ModelConfig(
         features=FeatureConfig(sample_rate=SAMPLE_RATE, num_mels=NUM_MELS, num_fft=256, high_hz=SAMPLE_RATE / 2),
         encoder=make_encoder_config(subsampling=subsampling, dropout=dropout),
         decoder=make_decoder_config(num_layers=num_decoder_layers, dropout=dropout),
+        phones=list(phones),
     )
 
 
@@ -59,32 +67,38 @@ def make_decoder_config(*, num_layers: int = 2, dropout: float = 0.1) -> Decoder
     return DecoderConfig(num_layers=num_layers, num_heads=2, feedforward_width=32, dropout=dropout)
 
 
-def make_model(*, subsampling: int = 4, num_decoder_layers: int = 2, seed: int = 0) -> Recognizer:
+def make_model(
+    *, subsampling: int = 4, num_decoder_layers: int = 2, seed: int = 0, phones: Sequence[str] = ()
+) -> Recognizer:
     """A recogniser in eval mode with random weights; of noise it makes words, not always the same letter."""
-    config = make_config(subsampling=subsampling, num_decoder_layers=num_decoder_layers)
+    config = make_config(subsampling=subsampling, num_decoder_layers=num_decoder_layers, phones=phones)
     torch.manual_seed(seed)
     model = randomized(checkpoint.build_model(config, make_tokenizer()), seed=seed)
     with torch.no_grad():
         model.ctc.weight.mul_(4)
         logits = model.ctc(model.encode(noise(8000)[None], torch.tensor([8000])).frames)
         model.ctc.bias.sub_(logits.mean(dim=(0, 1)))
+        if model.phone_ctc is not None:
+            model.phone_ctc.weight.mul_(4)
+            phone_logits = model.phone_ctc(model.encode(noise(8000)[None], torch.tensor([8000])).frames)
+            model.phone_ctc.bias.sub_(phone_logits.mean(dim=(0, 1)))
     return model
 
 
-def make_loaded(*, num_decoder_layers: int = 2, seed: int = 0) -> LoadedModel:
+def make_loaded(*, num_decoder_layers: int = 2, seed: int = 0, phones: Sequence[str] = ()) -> LoadedModel:
     """The same as `checkpoint.load` returns it, without a folder."""
     return LoadedModel(
-        model=make_model(num_decoder_layers=num_decoder_layers, seed=seed),
+        model=make_model(num_decoder_layers=num_decoder_layers, seed=seed, phones=phones),
         tokenizer=make_tokenizer(),
-        config=make_config(num_decoder_layers=num_decoder_layers),
+        config=make_config(num_decoder_layers=num_decoder_layers, phones=phones),
         training={"steps": 3},
         path=Path("tiny"),
     )
 
 
-def save(folder: Path, *, num_decoder_layers: int = 2, seed: int = 0) -> Path:
+def save(folder: Path, *, num_decoder_layers: int = 2, seed: int = 0, phones: Sequence[str] = ()) -> Path:
     """Writes a tiny recogniser and returns its folder."""
-    loaded = make_loaded(num_decoder_layers=num_decoder_layers, seed=seed)
+    loaded = make_loaded(num_decoder_layers=num_decoder_layers, seed=seed, phones=phones)
     checkpoint.save(
         folder,
         loaded.model.state_dict(),

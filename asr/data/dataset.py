@@ -25,6 +25,7 @@ from asr.augment import AugmentConfig, WaveAugment, speed
 from asr.data.batching import BatchPlan, BucketSampler
 from asr.data.manifest import Utterance
 from asr.losses import min_ctc_frames
+from asr.pronunciation import PhoneEncoder
 from asr.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ class Batch:
         num_tokens: Sum of `token_lengths`.
         ids: Names of the utterances.
         seed: Seed of what is drawn for this batch on the model's side.
+        phones: (B, U') int64, zero beyond a length; None where the dataset has no lexicon.
+        phone_lengths: (B,) int64, likewise.
     """
 
     waveforms: Tensor
@@ -98,6 +101,8 @@ class Batch:
     num_tokens: int
     ids: list[str]
     seed: int
+    phones: Tensor | None = None
+    phone_lengths: Tensor | None = None
 
     @property
     def padded_length(self) -> int:
@@ -119,6 +124,8 @@ class Batch:
             lengths=change(self.lengths),
             tokens=change(self.tokens),
             token_lengths=change(self.token_lengths),
+            phones=None if self.phones is None else change(self.phones),
+            phone_lengths=None if self.phone_lengths is None else change(self.phone_lengths),
         )
 
 
@@ -133,9 +140,11 @@ class UtteranceDataset(Dataset[Batch]):
         seed: Decides with epoch and utterance all that is drawn.
         cache: Waveforms in memory, from `preload`, or None to read files every time.
         padding_step_s: As of `LoaderConfig`.
+        phone_encoder: Turns their texts into phones; None for batches without.
 
     Raises:
-        ValueError: If a text has a character that the tokenizer lacks; the utterance is named.
+        ValueError: If a text has a character that the tokenizer lacks, or a word that the lexicon lacks; the utterance
+            is named.
     """
 
     def __init__(
@@ -148,9 +157,11 @@ class UtteranceDataset(Dataset[Batch]):
         seed: int,
         cache: list[Tensor] | None = None,
         padding_step_s: float = 0.0,
+        phone_encoder: PhoneEncoder | None = None,
     ) -> None:
         self.utterances = list(utterances)
         self.tokens = encode_all(self.utterances, tokenizer)
+        self.phones = None if phone_encoder is None else encode_all(self.utterances, phone_encoder)
         self.sample_rate = sample_rate
         self.augment = None if augment is None else WaveAugment(augment, sample_rate=sample_rate)
         self.seed = seed
@@ -161,18 +172,28 @@ class UtteranceDataset(Dataset[Batch]):
     def __getitem__(self, plan: BatchPlan) -> Batch:
         with _one_thread():
             waveforms = [self._waveform(draw.index, draw.speed, plan.epoch) for draw in plan.draws]
-        tokens = [torch.tensor(self.tokens[draw.index], dtype=torch.int64) for draw in plan.draws]
+        tokens, token_lengths = self._padded([self.tokens[draw.index] for draw in plan.draws])
+        phones, phone_lengths = None, None
+        if self.phones is not None:
+            phones, phone_lengths = self._padded([self.phones[draw.index] for draw in plan.draws])
         padded = pad_sequence(waveforms, batch_first=True)
         return Batch(
             waveforms=_padded_to(padded, self.padding_step),
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            tokens=_padded_to(pad_sequence(tokens, batch_first=True), self.token_step, beside=1),
-            token_lengths=torch.tensor([len(each) for each in tokens]),
-            num_tokens=sum(len(each) for each in tokens),
+            tokens=tokens,
+            token_lengths=token_lengths,
+            num_tokens=int(token_lengths.sum()),
             ids=[self.utterances[draw.index].id for draw in plan.draws],
             # The first shard draws what a single process draws, the others something else.
             seed=stable_seed(self.seed, "batch", plan.epoch, plan.position, *([plan.shard] if plan.shard else [])),
+            phones=phones,
+            phone_lengths=phone_lengths,
         )
+
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Labels (B, U), zero beyond a length, and the lengths (B,)."""
+        padded = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
+        return _padded_to(padded, self.token_step, beside=1), torch.tensor([len(row) for row in rows])
 
     def _waveform(self, index: int, factor: float, epoch: int) -> Tensor:
         if self.cache is None:
@@ -218,16 +239,17 @@ def load_utterance(utterance: Utterance, *, sample_rate: int) -> Tensor:
     return audio.load(utterance.audio, sample_rate=sample_rate, start_s=utterance.start_s or 0.0, end_s=utterance.end_s)
 
 
-def encode_all(utterances: Sequence[Utterance], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of every text.
+def encode_all(utterances: Sequence[Utterance], encoder: Tokenizer | PhoneEncoder) -> list[list[int]]:
+    """Token or phone ids of every text.
 
     Raises:
-        ValueError: If a text has a character that the tokenizer lacks; the utterance is named.
+        ValueError: If a text has a character that the tokenizer lacks, or a word that the lexicon lacks; the utterance
+            is named.
     """
     encoded = []
     for utterance in utterances:
         try:
-            encoded.append(tokenizer.encode(utterance.text))
+            encoded.append(encoder.encode(utterance.text))
         except ValueError as error:
             raise ValueError(f"utterance {utterance.id}: {error}") from None
     return encoded
@@ -275,6 +297,7 @@ def find_unusable(
     *,
     num_frames: Callable[[float], int],
     fastest: float,
+    phones: Sequence[list[int]] | None = None,
 ) -> list[Unusable]:
     """Finds, before training, what would fail or mislead it.
 
@@ -284,17 +307,19 @@ def find_unusable(
         config: Limits of duration.
         num_frames: Encoder frames for a duration in seconds.
         fastest: The highest speed at which an utterance is played.
+        phones: Their phones, which CTC has to put into the frames too; None without.
     """
     found = []
-    for utterance, own in zip(utterances, tokens, strict=True):
-        duration_s, needed = utterance.duration_s, min_ctc_frames(own)
+    for utterance, own, spoken in zip(utterances, tokens, phones or [[]] * len(tokens), strict=True):
+        duration_s, needed = utterance.duration_s, max(min_ctc_frames(own), min_ctc_frames(spoken))
         frames = num_frames(duration_s / fastest)
         if duration_s < config.min_duration_s:
             found.append(Unusable(utterance.id, f"lasts {duration_s:g} s, less than {config.min_duration_s:g} s"))
         elif duration_s > config.max_duration_s:
             found.append(Unusable(utterance.id, f"lasts {duration_s:g} s, more than {config.max_duration_s:g} s"))
         elif frames < needed:
-            found.append(Unusable(utterance.id, f"has {frames} frames for {len(own)} tokens, CTC needs {needed}"))
+            labels = f"{len(own)} tokens" + (f" and {len(spoken)} phones" if spoken else "")
+            found.append(Unusable(utterance.id, f"has {frames} frames for {labels}, CTC needs {needed}"))
     return found
 
 
@@ -305,6 +330,7 @@ def usable_utterances(
     *,
     num_frames: Callable[[float], int],
     fastest: float,
+    phone_encoder: PhoneEncoder | None = None,
 ) -> list[Utterance]:
     """The utterances to train on, by the policy `config.unusable`; what is left out is named in the log.
 
@@ -312,7 +338,8 @@ def usable_utterances(
         ValueError: If the policy is to stop and an utterance is unusable, or if none is left.
     """
     tokens = encode_all(utterances, tokenizer)
-    unusable = find_unusable(utterances, tokens, config, num_frames=num_frames, fastest=fastest)
+    phones = None if phone_encoder is None else encode_all(utterances, phone_encoder)
+    unusable = find_unusable(utterances, tokens, config, num_frames=num_frames, fastest=fastest, phones=phones)
     if not unusable:
         return list(utterances)
     named = "; ".join(f"{each.id} {each.reason}" for each in unusable[:5])

@@ -15,10 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 SAMPLE_RATE = 22050
 
@@ -26,6 +27,8 @@ SAMPLE_RATE = 22050
 AUDIO_OUTPUT_SYNCHRONOUS = 2
 INITIALIZE_DONT_EXIT = 0x8000  # without it the library ends the whole process when it misses its data
 CHARS_UTF8 = 1
+PHONEMES_IPA = 0x02
+PHONEME_SEPARATOR = "|"
 EE_OK = 0
 RATE, VOLUME, PITCH, PITCH_RANGE = 1, 2, 3, 4
 SYNTH_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -114,15 +117,36 @@ class Synthesizer:
         Raises:
             EspeakError: espeak-ng does not know the accent or the variant, made no sound, or died.
         """
+        return self._ask(asdict(request), name=str(request))
+
+    def phonemes(self, words: Sequence[str], *, language: str) -> list[str]:
+        """How words are spoken one by one.
+
+        Args:
+            words: Any number of them.
+            language: A voice of espeak-ng by its language code, such as "en-us" or "de".
+
+        Returns:
+            Of each word its phonemes in the International Phonetic Alphabet, with marks of stress and length, parted by
+            `PHONEME_SEPARATOR`.
+
+        Raises:
+            EspeakError: espeak-ng does not know the language, or died.
+        """
+        answer = self._ask({"words": list(words), "language": language}, name=f"{len(words)} words")
+        found: list[str] = json.loads(answer)
+        return found
+
+    def _ask(self, request: dict[str, Any], *, name: str) -> bytes:
         to_worker, from_worker = self._worker.stdin, self._worker.stdout
         assert to_worker is not None and from_worker is not None
         try:
-            to_worker.write(json.dumps(asdict(request)).encode() + b"\n")
+            to_worker.write(json.dumps(request).encode() + b"\n")
             to_worker.flush()
             answer = json.loads(from_worker.readline())
         except (OSError, ValueError) as error:
             self.close()
-            raise EspeakError(f"espeak-ng ended at {request} with exit code {self._worker.returncode}") from error
+            raise EspeakError(f"espeak-ng ended at {name} with exit code {self._worker.returncode}") from error
         if answer["error"]:
             raise EspeakError(answer["error"])
         return from_worker.read(answer["num_bytes"])
@@ -142,6 +166,8 @@ class _Library:
             ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
             ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
         ]  # fmt: skip
+        self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        self._library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int]
         path = self._data
         if len(os.fsencode(path)) > MAX_DATA_PATH_BYTES:
             self._shortcut = tempfile.TemporaryDirectory()  # kept: voices are read when they are first used
@@ -190,18 +216,40 @@ class _Library:
             raise EspeakError(f"espeak-ng made no sound of {request}")
         return bytes(self._audio)
 
+    def phonemes(self, words: list[str], language: str) -> list[str]:
+        """Pronunciations of words; see `Synthesizer.phonemes`.
+
+        Raises:
+            EspeakError: The library has no such language.
+        """
+        if self._library.espeak_SetVoiceByName(language.encode()) != EE_OK:
+            raise EspeakError(f"espeak-ng has no voice '{language}'; see {self._data / 'lang'}")
+        mode = PHONEMES_IPA | ord(PHONEME_SEPARATOR) << 8
+        found = []
+        for word in words:
+            rest = ctypes.c_char_p(word.encode())
+            clauses = []
+            while rest.value is not None:  # the library moves it on, by a clause each time
+                clauses.append(self._library.espeak_TextToPhonemes(ctypes.byref(rest), CHARS_UTF8, mode).decode())
+            found.append(PHONEME_SEPARATOR.join(clauses))
+        return found
+
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answers requests until the pipe is closed."""
     library: _Library | None = None
     for line in requests:
-        audio, message = b"", ""
+        content, message = b"", ""
         try:
             library = library or _Library()
-            audio = library.speak(Request(**json.loads(line)))
+            request = json.loads(line)
+            if "words" in request:
+                content = json.dumps(library.phonemes(**request)).encode()
+            else:
+                content = library.speak(Request(**request))
         except OSError as error:
             message = str(error)
-        answers.write(json.dumps({"error": message, "num_bytes": len(audio)}).encode() + b"\n" + audio)
+        answers.write(json.dumps({"error": message, "num_bytes": len(content)}).encode() + b"\n" + content)
         answers.flush()
 
 

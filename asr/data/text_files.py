@@ -1,12 +1,9 @@
 """Text without audio: files with a sentence a line, plain or compressed, and the transcripts of manifests."""
 
-import gzip
-import lzma
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
 
+from asr.compression import reading_text
 from asr.data import manifest
 
 
@@ -25,16 +22,6 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         return
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such text; give files with a sentence a line (.gz, .xz too) or manifests")
-    try:
-        with _open(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                yield str(number), line
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{path}: cut short or damaged ({error}); copy it again") from None
-
-
-def _open(path: Path) -> IO[str]:
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-    return cast(IO[str], openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig"))
+    with reading_text(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            yield str(number), line

@@ -6,20 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.neural_lm import sequence_log_probs
+from asr.decoding.spelling import LOG_ZERO
 from asr.nn.decoder import TransformerDecoder
 from asr.nn.lm import LanguageModel
-from asr.tokenizer import EOS_ID
+from asr.tokenizer import BLANK_ID, EOS_ID
 
 _MAX_LOGITS = 2**26  # that are held at a time: 256 MB
 
 
 def rescore(
     found: Sequence[Sequence[Hypothesis]],
-    decoder: TransformerDecoder,
+    decoder: TransformerDecoder | None,
     frames: Tensor,
     lengths: Tensor,
     *,
@@ -31,7 +33,7 @@ def rescore(
 
     Args:
         found: Hypotheses of each utterance, at least one, with the parts of their score.
-        decoder: In eval mode.
+        decoder: In eval mode; None for a model without, whose hypotheses get no such score.
         frames: Encoder frames, (B, T', D).
         lengths: (B,) integers.
         weights: Of each part by name: those that are there, `attention`, and `neural` where that is given.
@@ -41,7 +43,9 @@ def rescore(
     Returns:
         The same hypotheses with more parts, best first.
     """
-    attention = attention_log_probs(decoder, frames, lengths, found)
+    attention = [[0.0] * len(own) for own in found]
+    if decoder is not None:
+        attention = attention_log_probs(decoder, frames, lengths, found)
     language = [[0.0] * len(own) for own in found]
     if neural is not None:
         flat = sequence_log_probs(neural, [each.tokens for own in found for each in own]).tolist()
@@ -51,12 +55,35 @@ def rescore(
     for own, heard, expected in zip(found, attention, language, strict=True):
         scored = []
         for each, attention_score, language_score in zip(own, heard, expected, strict=True):
-            parts = each.parts | {"attention": attention_score}
+            parts = each.parts | ({} if decoder is None else {"attention": attention_score})
             if neural is not None:
                 parts["neural"] = language_score
             scored.append(combine(replace(each, parts=parts), weights=weights, length_bonus=length_bonus))
         ranked.append(sorted(scored, key=lambda hypothesis: -hypothesis.score))
     return ranked
+
+
+def add_ctc(found: Sequence[Sequence[Hypothesis]], log_probs: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+    """Adds the part `ctc`, the log-probability of each hypothesis over all its alignments, at least `LOG_ZERO`.
+
+    Args:
+        found: Hypotheses of each utterance.
+        log_probs: CTC log-probabilities, (B, T', V).
+        lengths: Frames of each utterance, (B,) integers.
+    """
+    scored = []
+    for own, heard, length in zip(found, log_probs, lengths.tolist(), strict=True):
+        tokens = torch.tensor([token for each in own for token in each.tokens], dtype=torch.int64, device="cpu")
+        sizes = torch.tensor([len(each.tokens) for each in own])
+        copies = heard[:length, None].float().expand(-1, len(own), -1).cpu()  # (T', N, V)
+        losses = F.ctc_loss(
+            copies, tokens, torch.full_like(sizes, length), sizes, blank=BLANK_ID, reduction="none"
+        )  # (N,)
+        scores = (-losses.double()).clamp_min(LOG_ZERO).tolist()
+        scored.append(
+            [replace(each, parts=each.parts | {"ctc": score}) for each, score in zip(own, scores, strict=True)]
+        )
+    return scored
 
 
 def combine(hypothesis: Hypothesis, *, weights: Mapping[str, float], length_bonus: float) -> Hypothesis:

@@ -3,7 +3,7 @@
 # B utterances, S samples, T' encoder frames, D width, V vocabulary
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from torch import Tensor
 from asr.decoding.beam import beam_search
 from asr.decoding.ctc import CtcScorer, greedy_search
 from asr.decoding.hypothesis import Hypothesis
+from asr.decoding.lexicon_scorer import LexiconScorer
 from asr.decoding.neural_lm import NeuralLmScorer
 from asr.decoding.prefix_beam import prefix_beam_search
-from asr.decoding.rescore import rescore
+from asr.decoding.rescore import add_ctc, rescore
 from asr.decoding.scorers import AttentionScorer, Scorer, Weighted
+from asr.decoding.spelling import LOG_ZERO
 from asr.nn.decoder import TransformerDecoder
 from asr.nn.lm import LanguageModel
 from asr.nn.model import Recognizer
 
-MODES = ("greedy", "prefix_beam", "attention", "joint", "rescore")
+MODES = ("greedy", "prefix_beam", "attention", "joint", "rescore", "lexicon")
 _NEED_DECODER = ("attention", "joint", "rescore")
 
 
@@ -61,9 +63,14 @@ class DecodingConfig:
     Attributes:
         mode: `greedy`, the best label of every CTC frame; `prefix_beam`, CTC prefix beam search; `attention`, beam
             search with the attention decoder alone; `joint`, with CTC and attention together in one pass; `rescore`,
-            the best of prefix beam search ranked anew with the attention decoder and the neural language model.
+            the best of prefix beam search ranked anew with the attention decoder and the neural language model;
+            `lexicon`, prefix beam search of phones for words of an n-gram model and a lexicon, the best of it ranked
+            anew by CTC and decoder as well.
         beam_size: Hypotheses kept in every step of a beam search.
         ctc_weight: Weight of the CTC score in joint search and in rescoring, in (0, 1]; the decoder has the rest.
+        phone_weight: In `lexicon`, weight of the phones' CTC score, in (0, 1]; the tokens' CTC score and the decoder
+            share the rest, and with 1 are left out.
+        lexicon: In `lexicon`, the file with the words' pronunciations (see `asr.pronunciation`).
         length_bonus: Added to a hypothesis' score for every token.
         end_margin: In `joint` and `attention`, the most that a running hypothesis is trusted to gain on the best
             finished one; it matters where a bonus, hotwords or `lm.internal_weight` let scores rise. Infinity ends a
@@ -79,6 +86,8 @@ class DecodingConfig:
     mode: str = "greedy"
     beam_size: int = 10
     ctc_weight: float = 0.3
+    phone_weight: float = 0.5
+    lexicon: Path | None = None
     length_bonus: float = 0.0
     end_margin: float = 20.0
     token_margin: float = 12.0
@@ -100,17 +109,19 @@ class DecodingConfig:
             raise ValueError(f"decoding.end_margin is {self.end_margin}; it must be 0 or more")
         if not self.token_margin > 0:
             raise ValueError(f"decoding.token_margin is {self.token_margin}; it must be above 0")
-        if not 0 < self.ctc_weight <= 1:
-            raise ValueError(f"decoding.ctc_weight is {self.ctc_weight}; it must be in (0, 1]")
+        for name in ("ctc_weight", "phone_weight"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be in (0, 1]")
         self._refuse_what_has_no_place()
 
     def _refuse_what_has_no_place(self) -> None:
         """An option without effect is an error, not silence."""
         places = {
             "lm.ngram": (self.lm.ngram, MODES[1:]),
-            "lm.neural": (self.lm.neural, _NEED_DECODER),
+            "lm.neural": (self.lm.neural, (*_NEED_DECODER, "lexicon")),
             "lm.internal_weight": (self.lm.internal_weight, ("attention", "joint")),
-            "hotwords": (self.hotwords, MODES[1:]),
+            "hotwords": (self.hotwords, MODES[1:-1]),
+            "lexicon": (self.lexicon, ("lexicon",)),
         }
         for name, (value, modes) in places.items():
             if value and self.mode not in modes:
@@ -188,9 +199,10 @@ class Search:
         ngram: Scores by the model that `config.lm.ngram` names.
         neural: The model that `config.lm.neural` names.
         hotwords: Scores by the phrases that `config.hotwords` names.
+        lexicon: Scores by the model that `config.lm.ngram` names, over the phones in `config.lexicon`.
 
     Raises:
-        ValueError: If the mode needs a decoder and the model has none.
+        ValueError: If the mode needs a decoder and the model has none, or a lexicon and there is none.
     """
 
     def __init__(
@@ -201,14 +213,20 @@ class Search:
         ngram: Scorer[Any] | None = None,
         neural: LanguageModel | None = None,
         hotwords: Scorer[Any] | None = None,
+        lexicon: LexiconScorer | None = None,
     ) -> None:
         if config.mode in _NEED_DECODER and model.decoder is None:
             raise ValueError(
                 f"decoding.mode is {config.mode!r}, but this model has no attention decoder; "
                 "use mode greedy or prefix_beam"
             )
+        if config.mode == "lexicon" and lexicon is None:
+            raise ValueError(
+                "decoding.mode is 'lexicon', which needs decoding.lexicon, the words' pronunciations, and "
+                "decoding.lm.ngram, a model of the words; set both"
+            )
         self.model, self.config = model, config
-        self._ngram, self._neural, self._hotwords = ngram, neural, hotwords
+        self._ngram, self._neural, self._hotwords, self._lexicon = ngram, neural, hotwords, lexicon
 
     @torch.inference_mode()
     def __call__(self, encoding: Encoding) -> list[Recognition]:
@@ -222,6 +240,8 @@ class Search:
             found = [[each] for each in greedy_search(encoding.log_probs, encoding.lengths)]
         elif mode in ("prefix_beam", "rescore"):
             found = self._prefix_beam(encoding)
+        elif mode == "lexicon":
+            found = self._words_by_phones(encoding)
         else:
             found = self._beam(encoding)
         if any(math.isnan(hypotheses[0].score) for hypotheses in found):
@@ -256,14 +276,44 @@ class Search:
         )
         if config.mode == "prefix_beam":
             return found
-        decoder = self._decoder()
-        weights = {each.name: each.weight for each in self._shared()} | {"ctc": config.ctc_weight}
-        weights |= {"attention": 1 - config.ctc_weight}
+        weights = {each.name: each.weight for each in self._shared()}
+        return self._rescore(encoding, found, weights, share=1.0)
+
+    def _words_by_phones(self, encoding: Encoding) -> list[list[Hypothesis]]:
+        config, lexicon = self.config, self._lexicon
+        assert lexicon is not None
+        weight = config.phone_weight
+        heard = prefix_beam_search(
+            self.model.phone_log_probs(encoding.frames),
+            encoding.lengths,
+            beam_size=config.beam_size,
+            # Without what comes in the second pass, so that the weights of the others are larger.
+            scorers=[Weighted("ngram", config.lm.ngram_weight / weight, lexicon)],
+            length_bonus=config.length_bonus / weight,
+            token_margin=config.token_margin,
+            labels=lexicon.labels,
+        )
+        fallbacks = greedy_search(encoding.log_probs, encoding.lengths)
+        spelled = [
+            _spelled(own, lexicon, most=length, num_best=config.num_best, fallback=fallback)
+            for own, length, fallback in zip(heard, encoding.lengths.tolist(), fallbacks, strict=True)
+        ]
+        found = add_ctc(spelled, encoding.log_probs, encoding.lengths)
+        weights = {"phones": weight, "ngram": config.lm.ngram_weight}
+        return self._rescore(encoding, found, weights, share=1 - weight)
+
+    def _rescore(
+        self, encoding: Encoding, found: list[list[Hypothesis]], weights: dict[str, float], *, share: float
+    ) -> list[list[Hypothesis]]:
+        """Second pass: ranks by the weights of what is known, with a share for CTC and decoder together."""
+        config = self.config
+        ctc_weight = config.ctc_weight if self.model.decoder is not None else 1.0
+        weights = weights | {"ctc": share * ctc_weight, "attention": share * (1 - ctc_weight)}
         if self._neural is not None:
             weights["neural"] = config.lm.neural_weight
         return rescore(
             found,
-            decoder,
+            self.model.decoder,
             encoding.frames,
             encoding.lengths,
             neural=self._neural,
@@ -298,6 +348,28 @@ class Search:
     def _decoder(self) -> TransformerDecoder:
         assert self.model.decoder is not None
         return self.model.decoder
+
+
+def _spelled(
+    heard: list[Hypothesis], lexicon: LexiconScorer, *, most: int, num_best: int, fallback: Hypothesis
+) -> list[Hypothesis]:
+    """What was heard in phones, in tokens; of several pronunciations of the same words the best counts.
+
+    Args:
+        heard: Best first.
+        lexicon: Which searched it.
+        most: Most tokens that the encoder's frames can carry.
+        num_best: Most hypotheses that are returned.
+        fallback: What is returned if nothing fits into the frames.
+    """
+    found: dict[tuple[int, ...], Hypothesis] = {}
+    for each in heard:
+        tokens = lexicon.spell(each.tokens)
+        if tokens not in found and len(tokens) <= most:
+            found[tokens] = Hypothesis(tokens, each.score, {"phones": each.parts["ctc"], "ngram": each.parts["ngram"]})
+        if len(found) == num_best:
+            break
+    return list(found.values()) or [replace(fallback, parts={"phones": LOG_ZERO, "ngram": LOG_ZERO})]
 
 
 def internal_scorer(decoder: TransformerDecoder, frames: Tensor) -> AttentionScorer:

@@ -8,18 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from asr.decoding.ngram import NgramModel
-from asr.text import normalize
+from asr.decoding.spelling import LOG_ZERO, SPACE_MARK, is_tag, word_spellings
+from asr.decoding.word_tree import ROOT, Integers, Tree, grow
 from asr.tokenizer import BLANK_ID, EOS_ID, SPECIAL_TOKENS, Tokenizer
 
-_SPACE_MARK = "\u2581"  # how models of tokens write the space, which cannot be an ARPA word
-_ROOT = 0  # the node of the empty beginning
 _LETTER_BITS = 21  # of a code point
-_LOG_ZERO = -700.0  # what impossible words get: -inf less -inf would be NaN, and this has a power of e above zero
-_Integers = NDArray[np.int64]
 
 
 def fits_tokens(model: NgramModel, tokenizer: Tokenizer) -> bool:
@@ -27,7 +23,7 @@ def fits_tokens(model: NgramModel, tokenizer: Tokenizer) -> bool:
 
     It is when its words, but for tags as `<s>`, are just the ordinary tokens, the space written as U+2581.
     """
-    return {word for word in model.words if not _is_tag(word)} == set(_written_tokens(tokenizer))
+    return {word for word in model.words if not is_tag(word)} == set(_written_tokens(tokenizer))
 
 
 class TokenNgramScorer:
@@ -128,10 +124,10 @@ class WordNgramScorer:
         texts = tokenizer.texts
         _check_tokens(texts)
         device = _device(model)
-        single = model.score_all(model.empty(1))[0].double().clamp_min(_LOG_ZERO)  # words without context, (M,)
+        single = model.score_all(model.empty(1))[0].double().clamp_min(LOG_ZERO)  # words without context, (M,)
         log_probs = single.cpu().numpy()
-        spellings = _spell(model, frozenset("".join(texts)) - {" "}, log_probs)
-        tree = _grow(spellings, np.exp(log_probs), model.unk_id)
+        spellings = word_spellings(model, tokenizer, log_probs)
+        tree = grow(spellings, np.exp(log_probs), model.unk_id)
         self._model, self._penalty, self._lookahead = model, unknown_penalty, lookahead
         self._steps = _make_steps(tree, texts, device)
         # Behind the nodes of the tree comes one for all words that are not in it.
@@ -146,13 +142,13 @@ class WordNgramScorer:
     def start(self, num_utterances: int, num_hypotheses: int) -> WordState:
         """The state of B·N rows that hold no token yet."""
         contexts = self._model.start(num_utterances * num_hypotheses)
-        nodes = torch.full((len(contexts),), _ROOT, device=contexts.device)
+        nodes = torch.full((len(contexts),), ROOT, device=contexts.device)
         return WordState(contexts, nodes, torch.zeros_like(nodes, dtype=torch.float64))
 
     def score(self, state: WordState) -> tuple[Tensor, WordState]:
         """What every next token adds, (R, V) float64; see `Scorer.score`."""
         words = self._words[state.nodes]
-        begun = state.nodes != _ROOT
+        begun = state.nodes != ROOT
         unknown = torch.full_like(words, self._model.unk_id)
         own = self._log_probs(state.contexts, torch.stack([words, unknown], dim=1))  # (R, 2)
         ended = torch.where(begun[:, None], self._model.extend(state.contexts, words), state.contexts)
@@ -180,7 +176,7 @@ class WordNgramScorer:
 
     def _log_probs(self, contexts: Tensor, words: Tensor) -> Tensor:
         """The model's log-probabilities (R, M) of words (R, M), unknown ones with their penalty, float64."""
-        scores = self._model.score(contexts, words).double().clamp_min(_LOG_ZERO)
+        scores = self._model.score(contexts, words).double().clamp_min(LOG_ZERO)
         return scores + self._penalty * (words == self._model.unk_id)
 
 
@@ -191,14 +187,9 @@ def _device(model: NgramModel) -> torch.device:
     return next(model.buffers()).device
 
 
-def _is_tag(word: str) -> bool:
-    """`<s>`, `</s>`, `<unk>`, `<UNK>` and their like, which nobody speaks."""
-    return word.startswith("<") and word.endswith(">")
-
-
 def _written_tokens(tokenizer: Tokenizer) -> list[str]:
     """The ordinary tokens as a model of tokens writes them."""
-    return [token.replace(" ", _SPACE_MARK) for token in tokenizer.tokens[len(SPECIAL_TOKENS) :]]
+    return [token.replace(" ", SPACE_MARK) for token in tokenizer.tokens[len(SPECIAL_TOKENS) :]]
 
 
 def _check_tokens(texts: Sequence[str]) -> None:
@@ -208,90 +199,6 @@ def _check_tokens(texts: Sequence[str]) -> None:
                 f"the tokenizer's token {text!r} spans more than one word, so a language model of words cannot score "
                 "it; use one of the tokenizer's tokens, or a tokenizer whose tokens end with their words"
             )
-
-
-def _spell(model: NgramModel, characters: frozenset[str], log_probs: NDArray[np.float64]) -> dict[str, int]:
-    """The id of the word that each spelling stands for.
-
-    Raises:
-        ValueError: As `WordNgramScorer` says.
-    """
-    spellings: dict[str, int] = {}
-    unfit = []
-    num_words = 0
-    for index, word in enumerate(model.words):
-        if _is_tag(word):
-            continue
-        if word.startswith(_SPACE_MARK):
-            raise ValueError(
-                f"the language model has the word {word!r}, so it is one of tokens, but not of just this tokenizer's; "
-                "train it again on text that this tokenizer has cut into tokens, or on words"
-            )
-        num_words += 1
-        spelling = word if characters.issuperset(word) else _normalized(word)
-        if not spelling or not characters.issuperset(spelling):
-            unfit.append(word)
-        elif spelling not in spellings or log_probs[index] > log_probs[spellings[spelling]]:
-            spellings[spelling] = index
-    if not spellings or 2 * len(unfit) > num_words:
-        example = f", not {unfit[0]!r} for one" if unfit else ""
-        raise ValueError(
-            f"the language model does not fit the tokenizer, whose characters spell {num_words - len(unfit)} of its "
-            f"{num_words} words{example}; train it on text in the same language and form (asr.text.normalize)"
-        )
-    return spellings
-
-
-def _normalized(word: str) -> str:
-    """The same as `normalize`, which is slow for a whole vocabulary, and is this for most of its words."""
-    return word.lower() if word.isascii() and word.isalpha() else normalize(word)
-
-
-# The tree of their beginnings
-
-
-@dataclass(slots=True)
-class _Tree:
-    """The distinct beginnings of all words; node 0 is the empty one, and a node comes behind its parent.
-
-    Attributes:
-        parents: The node of one letter less, (P,).
-        letters: Code point of the last letter, (P,).
-        masses: Summed probability of the words that begin so, (P,) float64; 1 for node 0.
-        words: Id of the word that is spelled so, (P,); that of `<unk>` if there is none.
-    """
-
-    parents: _Integers
-    letters: _Integers
-    masses: NDArray[np.float64]
-    words: _Integers
-
-
-def _grow(spellings: dict[str, int], probabilities: NDArray[np.float64], unk_id: int) -> _Tree:
-    """All words one letter further at a time; in sorted order, words with the same beginning are neighbours."""
-    texts = sorted(spellings)
-    words = np.array([spellings[text] for text in texts])
-    lengths = np.array([len(text) for text in texts])
-    starts = lengths.cumsum() - lengths
-    all_letters = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
-    columns = [(np.array([_ROOT]), np.array([0]), np.array([1.0]), np.array([unk_id]))]
-    num_nodes = 1
-    growing, nodes = np.arange(len(texts)), np.full(len(texts), _ROOT)
-    for depth in range(int(lengths.max())):
-        longer = lengths[growing] > depth
-        growing, parents = growing[longer], nodes[longer]
-        letters = all_letters[starts[growing] + depth]
-        differs = np.ones(len(growing), dtype=bool)
-        differs[1:] = (parents[1:] != parents[:-1]) | (letters[1:] != letters[:-1])
-        nodes = num_nodes - 1 + differs.cumsum()
-        firsts = differs.nonzero()[0]
-        num_nodes += len(firsts)
-        # The shortest word with a beginning comes first; it may be no longer than that.
-        shortest = growing[firsts]
-        spelled = np.where(lengths[shortest] == depth + 1, words[shortest], unk_id)
-        masses = np.add.reduceat(probabilities[words[growing]], firsts)
-        columns.append((parents[firsts], letters[firsts], masses, spelled))
-    return _Tree(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 # The tokens as its edges
@@ -327,7 +234,7 @@ class _Steps:
         return reached
 
 
-def _make_steps(tree: _Tree, texts: Sequence[str], device: torch.device) -> _Steps:
+def _make_steps(tree: Tree, texts: Sequence[str], device: torch.device) -> _Steps:
     """Finds all edges of all tokens."""
     numbers: dict[str, int] = {}
     pieces = np.array([numbers.setdefault(text.lstrip(" "), len(numbers)) for text in texts])  # (V,)
@@ -336,9 +243,9 @@ def _make_steps(tree: _Tree, texts: Sequence[str], device: torch.device) -> _Ste
 
     unknown_node = len(tree.words)
     beginnings = np.full(len(numbers), unknown_node)
-    from_root = origins == _ROOT
+    from_root = origins == ROOT
     beginnings[edge_pieces[from_root]] = targets[from_root]
-    beginnings[numbers[""]] = _ROOT  # bare spaces, and the end of sentence
+    beginnings[numbers[""]] = ROOT  # bare spaces, and the end of sentence
     inside = ~begins_word & (pieces != numbers[""])
     from_anywhere = np.where(inside, unknown_node, beginnings[pieces])
 
@@ -352,7 +259,7 @@ def _make_steps(tree: _Tree, texts: Sequence[str], device: torch.device) -> _Ste
     return _Steps(*(torch.from_numpy(column).to(device) for column in columns))
 
 
-def _find_edges(tree: _Tree, pieces: Sequence[str]) -> tuple[_Integers, _Integers, _Integers]:
+def _find_edges(tree: Tree, pieces: Sequence[str]) -> tuple[Integers, Integers, Integers]:
     """Origins, pieces (numbers in the list) and targets of all edges, (E,) each.
 
     Every node is read backwards, towards the root, along a tree of the pieces spelled backwards: where a piece is
@@ -369,13 +276,13 @@ def _find_edges(tree: _Tree, pieces: Sequence[str]) -> tuple[_Integers, _Integer
         here, targets, state = tree.parents[here[found]], targets[found], states[places[found]]
         whole = complete[state] >= 0
         columns.append((here[whole], complete[state[whole]], targets[whole]))
-        inside = here != _ROOT
+        inside = here != ROOT
         here, targets, state = here[inside], targets[inside], state[inside]
     origins, numbers, ends = (np.concatenate(column) for column in zip(*columns, strict=True))
     return origins, numbers, ends
 
 
-def _reverse(pieces: Sequence[str]) -> tuple[_Integers, _Integers, _Integers]:
+def _reverse(pieces: Sequence[str]) -> tuple[Integers, Integers, Integers]:
     """A tree of pieces spelled backwards: its steps as sorted keys, the state behind each, the piece of each state.
 
     A key is a state and a letter as one number.

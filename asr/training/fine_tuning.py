@@ -43,5 +43,15 @@ def refuse_other_shape(start: Path, shape: ModelConfig) -> None:
         raise ValueError(f"init_from: {start} has other sizes; to start from it, set {' '.join(mending)}")
 
 
+def shared_phones(start: Path) -> list[str]:
+    """The phones that the model which training starts from tells apart; none if it knows none.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+    """
+    return load_tokenizer_and_config(find_model(start))[1].phones
+
+
 def _flat(shape: ModelConfig) -> dict[str, object]:
-    return {f"{part}.{key}": value for part, settings in asdict(shape).items() for key, value in settings.items()}
+    parts = {part: settings for part, settings in asdict(shape).items() if part != "phones"}
+    return {f"{part}.{key}": value for part, settings in parts.items() for key, value in settings.items()}

@@ -16,9 +16,10 @@ from asr.losses import LossConfig
 from asr.nn.conformer import EncoderConfig
 from asr.nn.decoder import DecoderConfig
 from asr.nn.model import Recognizer
+from asr.pronunciation import PhoneEncoder, read_lexicon
 from asr.tokenizer import Tokenizer
 from asr.training.distributed import Team
-from asr.training.fine_tuning import refuse_other_shape
+from asr.training.fine_tuning import refuse_other_shape, shared_phones
 from asr.training.optim import OptimConfig
 from asr.training.task import RecognitionTask, UtteranceBatches, WordErrorValidation, refuse_other_run
 from asr.training.tracking import Tracker
@@ -35,10 +36,13 @@ class TrainingConfig:
         seed: Draws weights, batches and augmentation.
         init_from: A model folder or run folder whose weights training starts from, in place of random ones; features
             and sizes must be those of that model, and its tokenizer is taken.
+        lexicon: Pronunciations of all words of the training texts (see `asr.pronunciation`), from which a second CTC
+            head learns the phones; with `loss.phone_weight`.
     """
 
     seed: int = 1
     init_from: Path | None = None
+    lexicon: Path | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -68,6 +72,11 @@ class TrainingConfig:
             raise ValueError(
                 f"encoder.intermediate_layers is {layers} and loss.intermediate_weight is {share}; "
                 "set both, or neither ([] and 0)"
+            )
+        if (self.lexicon is not None) != bool(self.loss.phone_weight):
+            raise ValueError(
+                f"lexicon is {self.lexicon} and loss.phone_weight is {self.loss.phone_weight}; "
+                "set both, or neither (null and 0)"
             )
 
 
@@ -105,12 +114,15 @@ def train_recognizer(
     config.check_together()
     team = team or Team()
     torch.manual_seed(config.seed)
-    shape = checkpoint.ModelConfig(features=config.features, encoder=config.encoder, decoder=config.decoder)
+    phones, phone_encoder = _find_phones(config, train)
+    shape = checkpoint.ModelConfig(
+        features=config.features, encoder=config.encoder, decoder=config.decoder, phones=phones
+    )
     refuse_other_run(folder, shape, tokenizer)
     model = checkpoint.build_model(shape, tokenizer)
     if config.init_from:
         refuse_other_shape(config.init_from, shape)
-        checkpoint.fill_weights(model, checkpoint.find_model(config.init_from))
+        checkpoint.fill_weights(model, checkpoint.find_model(config.init_from), may_lack="phone_ctc")
         logger.info("starting from the weights of %s", config.init_from)
     model = model.to(device)
     team.draw_apart(config.seed)
@@ -121,6 +133,7 @@ def train_recognizer(
         config.loader,
         num_frames=lambda duration_s: model.num_frames(int(duration_s * rate)),
         fastest=max(config.augment.speeds),
+        phone_encoder=phone_encoder,
     )
     dataset = UtteranceDataset(
         train,
@@ -130,6 +143,7 @@ def train_recognizer(
         seed=config.seed,
         cache=preload(train, sample_rate=rate, max_gb=config.loader.cache_gb / team.local_size, progress=team.leads),
         padding_step_s=config.loader.padding_step_s,
+        phone_encoder=phone_encoder,
     )
     batches = UtteranceBatches(
         dataset,
@@ -165,6 +179,17 @@ def train_recognizer(
         team=team,
     )
     return trainer.run()
+
+
+def _find_phones(config: TrainingConfig, train: list[Utterance]) -> tuple[list[str], PhoneEncoder | None]:
+    """The phones that the model tells apart, those of the model that it starts from if that knows any, and how texts
+    become phones; nothing without a lexicon."""
+    phones = shared_phones(config.init_from) if config.init_from else []
+    if config.lexicon is None:
+        return phones, None
+    lexicon = read_lexicon(config.lexicon)
+    phones = phones or lexicon.phones(utterance.text for utterance in train)
+    return phones, PhoneEncoder(lexicon, phones)
 
 
 def _log_sizes(train: list[Utterance], batches: UtteranceBatches, tokenizer: Tokenizer, model: Recognizer) -> None:

@@ -16,7 +16,7 @@ from asr.data.batching import BatchPlan, BucketSampler
 from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utterance, make_loader
 from asr.data.manifest import Utterance
 from asr.decoding.search import DecodingConfig, Search
-from asr.losses import Loss, LossConfig, has_gpu_kernels, joint_loss, teacher_forcing
+from asr.losses import Loss, LossConfig, PhoneOutput, has_gpu_kernels, joint_loss, teacher_forcing
 from asr.nn.inspection import attention_maps
 from asr.nn.model import Recognizer
 from asr.recognition import recognize_utterances
@@ -61,6 +61,10 @@ class RecognitionTask(nn.Module):
         generator = torch.Generator().manual_seed(batch.seed)
         features = self.spec_augment(features, lengths, generator=generator)
         tensors = {"features": features, "lengths": lengths, "tokens": tokens, "token_lengths": token_lengths}
+        if batch.phones is not None and batch.phone_lengths is not None:
+            views = 2 if self.loss.consistency_weight else 1
+            tensors["phones"] = batch.phones.repeat(views, 1)
+            tensors["phone_lengths"] = batch.phone_lengths.repeat(views)
         return LossInputs(tensors, max(1, num_tokens))
 
     def compute(self, inputs: LossInputs) -> Loss:
@@ -71,6 +75,10 @@ class RecognitionTask(nn.Module):
         if self.model.decoder is not None and self.loss.ctc_weight < 1:
             read, _ = teacher_forcing(tokens, token_lengths)
             logits = self.model.decoder(read, encoded.frames, encoded.lengths)
+        phones = None
+        if "phones" in inputs.tensors:
+            log_probs = self.model.phone_log_probs(encoded.frames)
+            phones = PhoneOutput(log_probs, inputs.tensors["phones"], inputs.tensors["phone_lengths"])
         return joint_loss(
             self.loss,
             log_probs=self.model.ctc_log_probs(encoded.frames),
@@ -80,6 +88,7 @@ class RecognitionTask(nn.Module):
             tokens=tokens,
             token_lengths=token_lengths,
             num_tokens=inputs.count,
+            phones=phones,
         )
 
 
@@ -209,6 +218,8 @@ def refuse_other_run(folder: Path, config: ModelConfig, tokenizer: Tokenizer) ->
             for key in now:
                 if before[key] != now[key]:
                     raise ValueError(f"{folder} holds a run with {part}.{key} {before[key]}, not {now[key]}; {advice}")
+        if saved.phones != config.phones:
+            raise ValueError(f"{folder} holds a run with other phones, {' '.join(saved.phones) or 'none'}; {advice}")
         if saved_tokenizer.tokens != tokenizer.tokens:
             size = saved_tokenizer.vocab_size
             raise ValueError(f"{folder} holds a run with another tokenizer, of {size} tokens; {advice}")

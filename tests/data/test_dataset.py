@@ -30,6 +30,7 @@ from asr.data.dataset import (
     usable_utterances,
 )
 from asr.data.manifest import Utterance
+from asr.pronunciation import Lexicon, PhoneEncoder
 
 DURATIONS_S = [0.30, 0.20, 0.50, 0.41, 0.25]
 RATE = tiny.SAMPLE_RATE
@@ -371,3 +372,36 @@ def test_stable_seeds_fit_a_generator():
     seeds = [stable_seed("x", number) for number in range(1000)]
     assert len(set(seeds)) == 1000
     assert 0 <= min(seeds) < 2**60 < max(seeds) < 2**63
+
+
+# Phones
+
+PHONES = PhoneEncoder(
+    Lexicon({"a": [("x", "y")], "b": [("z",)], "ab": [("y",)], "abc": [("x", "x", "x")]}), ["x", "y", "z"]
+)
+
+
+def test_with_a_lexicon_a_batch_has_the_phones_of_its_utterances_too(utterances: list[Utterance]) -> None:
+    spoken = [replace(utterances[0], text="a b ab"), replace(utterances[1], text="b")]
+    batch = make_dataset(spoken, phone_encoder=PHONES)[plan_of(1, 0)]
+    assert batch.phones is not None and batch.phone_lengths is not None
+    assert batch.phones.tolist() == [[3, 0, 0, 0], [1, 2, 3, 2]]
+    assert batch.phone_lengths.tolist() == [1, 4]
+    moved = batch.to(torch.device("meta"))
+    assert moved.phones is not None and moved.phones.is_meta
+    stepped = make_dataset(spoken, phone_encoder=PHONES, padding_step_s=0.5)[plan_of(1, 0)]
+    assert stepped.phones is not None and stepped.phones.shape == (2, 63)
+    assert make_dataset(spoken)[plan_of(0)].phones is None
+
+
+def test_a_word_that_the_lexicon_lacks_is_named_with_its_utterance(utterances: list[Utterance]) -> None:
+    with pytest.raises(ValueError, match=r"^utterance .*: the pronunciation lexicon lacks the word 'c'"):
+        make_dataset([replace(utterances[0], text="a c")], phone_encoder=PHONES)
+
+
+def test_phones_need_frames_too() -> None:
+    tight = utterance("tight", 0.4, "abc")
+    select = [usable_utterances, [tight], tiny.make_tokenizer(), LIMITS]
+    assert select[0](*select[1:], num_frames=frames_of, fastest=1.0) == [tight]
+    with pytest.raises(ValueError, match=r"tight has 4 frames for 3 tokens and 3 phones, CTC needs 5; mend them"):
+        select[0](*select[1:], num_frames=frames_of, fastest=1.0, phone_encoder=PHONES)

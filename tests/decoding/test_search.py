@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from random_ngrams import make_model
 
 from asr.decoding.arpa import load_ngram
 from asr.decoding.hypothesis import align
+from asr.decoding.lexicon_scorer import LexiconScorer
 from asr.decoding.search import (
     MODES,
     DecodingConfig,
@@ -22,6 +24,7 @@ from asr.decoding.search import (
     encode,
 )
 from asr.decoding.word_scorer import WordNgramScorer
+from asr.pronunciation import Lexicon
 
 GREEDY = DecodingConfig(mode="greedy")
 JOINT = DecodingConfig(mode="joint", beam_size=3)
@@ -34,8 +37,17 @@ def make_encoding(waveforms: list[torch.Tensor] = WAVEFORMS) -> Encoding:
     return encode(tiny.make_model(), padded, lengths)
 
 
+def make_search(config: DecodingConfig, *, num_decoder_layers: int = 2) -> Search:
+    """With phones and a lexicon where the mode needs them."""
+    model = tiny.make_model(num_decoder_layers=num_decoder_layers, phones=tiny.PHONES)
+    lexicon = None
+    if config.mode == "lexicon":
+        lexicon = LexiconScorer(make_model(list(tiny.SPOKEN)), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
+    return Search(model, config, lexicon=lexicon)
+
+
 def run(waveforms: list[torch.Tensor], config: DecodingConfig) -> list[Recognition]:
-    return Search(tiny.make_model(), config)(make_encoding(waveforms))
+    return make_search(config)(make_encoding(waveforms))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -107,11 +119,72 @@ def test_the_parts_of_a_rescored_hypothesis_are_those_of_joint_search() -> None:
     assert shared > 5
 
 
-@pytest.mark.parametrize("mode", ["greedy", "prefix_beam"])
+LEXICON = DecodingConfig(mode="lexicon", beam_size=20, num_best=20, phone_weight=0.4, lm=FusionConfig(ngram_weight=0.6))
+
+
+def test_words_by_phones_are_ranked_by_all_that_is_known_of_them() -> None:
+    tokenizer = tiny.make_tokenizer()
+    said = set()
+    for found in run(WAVEFORMS, LEXICON):
+        assert len({each.tokens for each in found.hypotheses}) == len(found.hypotheses)
+        for each in found.hypotheses:
+            parts = each.parts
+            expected = 0.4 * parts["phones"] + 0.6 * (0.3 * parts["ctc"] + 0.7 * parts["attention"])
+            assert each.score == pytest.approx(expected + 0.6 * parts["ngram"])
+            assert len(each.tokens) <= len(found.log_probs)
+            said |= set(tokenizer.decode(each.tokens).split())
+    assert {"a", "aba", "c"} <= said <= set(tiny.SPOKEN)
+
+
+def test_the_parts_of_words_by_phones_are_those_of_other_searches() -> None:
+    by_phones = run(WAVEFORMS, LEXICON)
+    others = run(WAVEFORMS, DecodingConfig(mode="rescore", beam_size=200, num_best=200))
+    shared = 0
+    for one, other in zip(by_phones, others, strict=True):
+        parts = {each.tokens: each.parts for each in other.hypotheses}
+        for each in one.hypotheses:
+            if each.tokens in parts and len(each.tokens) < 3:
+                shared += 1
+                assert each.parts["attention"] == pytest.approx(parts[each.tokens]["attention"], abs=1e-4)
+                assert each.parts["ctc"] == pytest.approx(parts[each.tokens]["ctc"], abs=1e-3)
+    assert shared > 5
+
+
+def test_phones_with_the_whole_weight_leave_the_others_out() -> None:
+    for found in run(WAVEFORMS, replace(LEXICON, phone_weight=1.0, length_bonus=0.3)):
+        for each in found.hypotheses:
+            expected = each.parts["phones"] + 0.6 * each.parts["ngram"] + 0.3 * len(each.tokens)
+            assert each.score == pytest.approx(expected)
+
+
+def test_words_too_long_for_the_frames_leave_what_greedy_search_finds() -> None:
+    """A single frame: a word of one phone has too many letters."""
+    search = make_search(LEXICON)
+    log_probs = torch.full((1, 1, 4), -50.0)
+    log_probs[..., 1] = 0.0
+    search.model.phone_log_probs = lambda frames: log_probs  # type: ignore[method-assign,assignment]
+    only = LexiconScorer(make_model(["aba"]), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
+    encoding = make_encoding([tiny.noise(1)])
+    [found] = Search(search.model, LEXICON, lexicon=only)(encoding)
+    [greedy] = run([tiny.noise(1)], GREEDY)
+    assert "aba" not in {tiny.make_tokenizer().decode(each.tokens) for each in found.hypotheses}
+    assert found.best.tokens in (greedy.best.tokens, ())
+
+
+def test_lexicon_search_without_a_lexicon_says_what_it_needs() -> None:
+    message = (
+        r"^decoding\.mode is 'lexicon', which needs decoding\.lexicon, the words' pronunciations, and decoding\.lm"
+    )
+    with pytest.raises(ValueError, match=message):
+        Search(tiny.make_model(phones=tiny.PHONES), LEXICON)
+
+
+@pytest.mark.parametrize("mode", ["greedy", "prefix_beam", "lexicon"])
 def test_ctc_alone_needs_no_decoder(mode: str) -> None:
-    model = tiny.make_model(num_decoder_layers=0)
+    search = make_search(CONFIGS[mode], num_decoder_layers=0)
     padded, lengths = tiny.pad(WAVEFORMS)
-    assert len(Search(model, CONFIGS[mode])(encode(model, padded, lengths))) == len(WAVEFORMS)
+    found = search(encode(search.model, padded, lengths))
+    assert len(found) == len(WAVEFORMS) and "attention" not in found[0].best.parts
 
 
 @pytest.mark.parametrize("mode", ["attention", "joint", "rescore"])
@@ -206,9 +279,9 @@ def test_posteriors_that_are_all_blank_give_the_empty_transcript(mode: str) -> N
     encoding = make_encoding()
     blank = torch.full_like(encoding.log_probs, -math.inf)
     blank[:, :, 0] = 0.0
-    found = Search(tiny.make_model(), CONFIGS[mode])(Encoding(encoding.frames, encoding.lengths, blank))
+    found = make_search(CONFIGS[mode])(Encoding(encoding.frames, encoding.lengths, blank))
     assert all(math.isfinite(each.best.score) for each in found)
-    if mode != "attention":  # which does not ask CTC
+    if mode not in ("attention", "lexicon"):  # which do not ask CTC, or that of phones first
         assert all(each.best.tokens == () for each in found)
 
 
@@ -225,7 +298,17 @@ def test_a_beam_larger_than_the_vocabulary_and_a_single_frame_are_fine(mode: str
     [
         (
             {"mode": "best"},
-            "decoding.mode is 'best'; choose one of greedy, prefix_beam, attention, joint, rescore",
+            "decoding.mode is 'best'; choose one of greedy, prefix_beam, attention, joint, rescore, lexicon",
+        ),
+        ({"phone_weight": 0.0}, "decoding.phone_weight is 0.0; it must be in (0, 1]"),
+        (
+            {"mode": "joint", "lexicon": Path("lexicon.txt")},
+            "decoding.lexicon is lexicon.txt, which has no place in mode 'joint'; leave it out, or take mode lexicon",
+        ),
+        (
+            {"mode": "lexicon", "hotwords": Path("names.txt")},
+            "decoding.hotwords is names.txt, which has no place in mode 'lexicon'; leave it out, or take mode "
+            "prefix_beam or attention or joint or rescore",
         ),
         ({"beam_size": 0}, "decoding.beam_size is 0; it must be at least 1"),
         ({"num_best": 0}, "decoding.num_best is 0; it must be at least 1"),
@@ -244,7 +327,7 @@ def test_a_beam_larger_than_the_vocabulary_and_a_single_frame_are_fine(mode: str
         (
             {"mode": "prefix_beam", "lm": FusionConfig(neural=Path("lm"))},
             "decoding.lm.neural is lm, which has no place in mode 'prefix_beam'; leave it out, or take mode attention "
-            "or joint or rescore",
+            "or joint or rescore or lexicon",
         ),
         (
             {"mode": "rescore", "lm": FusionConfig(internal_weight=0.1)},

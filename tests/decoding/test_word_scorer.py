@@ -10,16 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_ngrams import make_model
 from torch import Tensor
 
 from asr.decoding.beam import beam_search
-from asr.decoding.ngram import NgramModel, NgramTable, NgramTables
+from asr.decoding.ngram import NgramModel
 from asr.decoding.prefix_beam import prefix_beam_search
 from asr.decoding.scorers import Scorer, Weighted
 from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer, fits_tokens
 from asr.tokenizer import BLANK_ID, EOS_ID, BpeTokenizer, CharTokenizer, Tokenizer
 
-TAGS = ["<unk>", "<s>", "</s>"]
 TEXTS = ["the cat sat on the mat", "the dogs and the dog hate that hat", "a dog's then on and on"]
 SPELLINGS = sorted({word for text in TEXTS for word in text.split()} - {"hate"})
 TOKENIZERS = {"char": CharTokenizer.train(TEXTS), "bpe": BpeTokenizer.train(TEXTS, vocab_size=34)}
@@ -28,21 +28,6 @@ EXACT = {"abs": 1e-9, "rel": 0}
 
 each_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 each_lookahead = pytest.mark.parametrize("lookahead", [True, False], ids=["lookahead", "plain"])
-
-
-def make_model(words: Sequence[str], *, order: int = 3, num_ngrams: int = 150, seed: int = 0) -> NgramModel:
-    """A model with random n-grams, back-off weights and unigram probabilities."""
-    generator = torch.Generator().manual_seed(seed)
-    words = [*TAGS, *words]
-    size = len(words)
-    log_probs = torch.randn(size, generator=generator).mul(2).log_softmax(dim=0)
-    backoffs = torch.randn(size, generator=generator)
-    tables = [NgramTable(torch.zeros(size, dtype=torch.long), torch.arange(size), log_probs, backoffs)]
-    for _ in range(2, order + 1):
-        keys = torch.randint(len(tables[-1]) * size, (num_ngrams,), generator=generator).unique()
-        values = -5 * torch.rand(2, len(keys), generator=generator)
-        tables.append(NgramTable(keys // size, keys % size, values[0], values[1]))
-    return NgramModel(NgramTables(words, tables))
 
 
 def set_unigrams(model: NgramModel, log_probs: dict[str, float]) -> NgramModel:

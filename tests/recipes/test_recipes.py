@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluate
+import make_lexicon
 import prepare
 import pytest
 import torch
@@ -378,3 +379,67 @@ def test_transcribe_names_a_bad_file_does_the_rest_and_fails(
         transcribe.run(compose("transcribe", *settings, "device=cpu"))
     assert (tmp_path / "6-1-0000.txt").is_file()
     assert "bad.wav" in capsys.readouterr().err
+
+
+def test_how_words_are_spoken_is_made_learned_tuned_and_searched(
+    compose: Callable[..., Any], arguments: list[str], corpus: Corpus, tmp_path, monkeypatch, capsys
+):
+    """The whole way of a lexicon."""
+    pytest.importorskip("espeakng_loader", reason="the extra `recipes` is not installed")
+    monkeypatch.setattr(train, "run_folder", lambda: tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    prepare.run(compose("prepare", *corpus.arguments))
+    valid, lexicon, lm = corpus.manifests / "valid.jsonl", tmp_path / "lexicon.txt.xz", tmp_path / "lm.arpa"
+    train_ngram.run(compose("train_ngram", f"texts=[{corpus.manifests / 'train.jsonl'}]", f"output={lm}", "order=2"))
+    make_lexicon.run(compose("make_lexicon", f"texts=[{valid}]", f"ngram={lm}", f"output={lexicon}"))
+    assert f"{lexicon}: 6 words of " in capsys.readouterr().out
+
+    learn = [f"lexicon={lexicon}", "loss.phone_weight=0.5", "trainer.max_steps=2", "tracking=none"]
+    search = [f"decoding.lexicon={lexicon}", f"decoding.lm.ngram={lm}", "decoding.beam_size=6"]
+    train.run(compose("train", *arguments, *learn, "decoding=lexicon", *search))
+    assert checkpoint.load(tmp_path / "run").config.phones
+    results = json.loads((tmp_path / "run" / "test" / "results.json").read_text())
+    assert results["decoding"]["mode"] == "lexicon" and results["decoding"]["lexicon"] == str(lexicon)
+
+    tuned = tmp_path / "decoding.json"
+    settings = [
+        f"model={tmp_path / 'run'}",
+        "device=cpu",
+        "decoding=lexicon",
+        *search,
+        "modes=[lexicon]",
+        "lms=[ngram]",
+    ]
+    tune_decoding.run(compose("tune_decoding", *settings, f"manifest={valid}", f"output={tuned}"))
+    weights = read_tuned(tuned)["lexicon+ngram"].weights
+    assert weights.keys() == {"length_bonus", "ctc_weight", "phone_weight", "lm.ngram_weight"}
+
+    inputs = [f"inputs=[{corpus.root / 'test'}]", f"output_dir={tmp_path / 'out'}", f"tuned={tuned}"]
+    transcribe.run(
+        compose("transcribe", f"model={tmp_path / 'run'}", *inputs, "decoding=lexicon", *search, "device=cpu")
+    )
+    assert len(list((tmp_path / "out").rglob("*.txt"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("make_lexicon", ["output=a.txt"], r"there are no words to look up; set texts=\[…\], ngram=…, or both"),
+        ("make_lexicon", ["texts=[a]", "output=a.gz"], r"output is a\.gz; a lexicon is written plain or as \.xz"),
+        (
+            "release",
+            ["model=a", "output=b", "mode=lexicon"],
+            r"mode is 'lexicon', which needs pronunciations and a model",
+        ),
+    ],
+)
+def test_what_a_lexicon_needs_is_told(compose: Callable[..., Any], recipe: str, arguments: list[str], message: str):
+    with pytest.raises(Exception, match=message):
+        compose(recipe, *arguments)
+
+
+def test_lexicon_search_after_training_without_a_lexicon_is_refused(compose: Callable[..., Any], arguments: list[str]):
+    with pytest.raises(
+        ValueError, match=r"^decoding\.mode is 'lexicon', but the model would know no phones; set lexicon="
+    ):
+        train.run(compose("train", *arguments, "decoding=lexicon"))

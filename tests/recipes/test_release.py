@@ -23,6 +23,7 @@ from asr.data.manifest import Utterance
 from asr.decoding.arpa import read_ngram, write_arpa
 from asr.model_figures import read_figures
 from asr.ngrams.training import NgramTrainingConfig, train
+from asr.pronunciation import Lexicon, write_lexicon
 from asr.variants import DefaultSearch, read_default, read_tuned
 
 FILES = {
@@ -109,6 +110,30 @@ def test_a_released_folder_transcribes_as_the_run_does(folder: Path, work: Path,
         audio = work / f"test{number}.wav"
         expected = exact.transcribe(audio, decoding="joint", beam_size=3, lm=work / "words.arpa")
         assert found.transcribe(audio).text == expected.text
+
+
+def test_pronunciations_are_released_for_lexicon_search(
+    work: Path, searches: list[str], tmp_path: Path, compose: Any
+) -> None:
+    run, lexicon = tmp_path / "run", tmp_path / "spoken.txt"
+    tiny.save(run / "model", phones=tiny.PHONES)
+    write_lexicon(lexicon, Lexicon({"a": [("x",)], "b": [("y",)], "cab": [("z", "x")], "abba": [("x", "y")]}))
+    ways = [*searches, "modes=[joint,lexicon]", f"decoding.lexicon={lexicon}", "decoding=lexicon"]
+    tune_decoding.run(compose("tune_decoding", f"model={run}", f"manifest={work / 'dev.jsonl'}", *ways))
+    arguments = [f"model={run}", f"output={tmp_path / 'out'}", f"ngram={work / 'words.arpa'}", "beam_size=7"]
+    release.run(compose("release", *arguments, "mode=joint"))
+    assert "lexicon+ngram" not in read_tuned(tmp_path / "out" / "decoding.json")
+    release.run(compose("release", *arguments, "mode=lexicon", f"lexicon={lexicon}"))
+    assert (tmp_path / "out" / "lexicon.txt.xz").is_file()
+    found = asr.load_model(tmp_path / "out", device="cpu")
+    said = {word for number in range(6) for word in found.transcribe(work / f"test{number}.wav").text.split()}
+    assert said and said <= {"a", "b", "cab", "abba"}
+    _, body = card(tmp_path / "out")
+    assert "over 6 characters, another over 3 phones." in body
+    assert (
+        "`lexicon` search with beam 7 and the n-gram model `words.ngram` and the pronunciations `lexicon.txt.xz`"
+        in body
+    )
 
 
 # The card

@@ -12,6 +12,8 @@ from training_runs import CPU, Notes, assert_equal
 from asr import checkpoint
 from asr.augment import AugmentConfig, SpecAugmentConfig
 from asr.data.manifest import Utterance
+from asr.losses import LossConfig
+from asr.pronunciation import Lexicon, write_lexicon
 from asr.tokenizer import BpeTokenizer, TokenizerConfig
 from asr.training.fine_tuning import refuse_other_shape, shared_tokenizer
 from asr.training.optim import OptimConfig
@@ -36,10 +38,14 @@ def make_config(start: Path | None, **changes: Any) -> TrainingConfig:
 
 def train(folder: Path, config: TrainingConfig, utterances: list[Utterance]) -> dict[str, torch.Tensor]:
     """The weights that a run ends with."""
-    tokenizer = tiny.make_tokenizer()
+    return checkpoint.load_weights(start_run(folder, config, utterances)[0])
+
+
+def start_run(folder: Path, config: TrainingConfig, utterances: list[Utterance]) -> tuple[Path, Notes]:
+    """The folder of the model that a run ends with, and its curves."""
+    tokenizer, notes = tiny.make_tokenizer(), Notes()
     split = {"train": utterances, "valid": utterances[:1]}
-    model = train_recognizer(config, **split, tokenizer=tokenizer, folder=folder, device=CPU, tracker=Notes())
-    return checkpoint.load_weights(model)
+    return train_recognizer(config, **split, tokenizer=tokenizer, folder=folder, device=CPU, tracker=notes), notes
 
 
 def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -123,3 +129,51 @@ def test_a_path_without_a_model_is_an_error_with_a_way_out(tmp_path, exists):
     ):
         with pytest.raises(FileNotFoundError, match=message):
             check()
+
+
+# Phones
+
+SPOKEN = Lexicon({word: [tuple(word)] for word in ("a", "b", "c", "ab", "bc", "ca", "abc", "cab")})
+
+
+def spoken_config(tmp_path: Path, start: Path | None, **changes: Any) -> TrainingConfig:
+    """With a lexicon of the words of the utterances."""
+    write_lexicon(tmp_path / "lexicon.txt", SPOKEN)
+    config = make_config(start, **changes)
+    config.lexicon, config.loss = tmp_path / "lexicon.txt", LossConfig(phone_weight=0.5)
+    return config
+
+
+def test_a_model_learns_phones_besides_tokens(tmp_path, utterances):
+    folder = tmp_path / "run"
+    config = spoken_config(tmp_path, None, max_steps=2)
+    model, notes = start_run(folder, config, utterances)
+    loaded = checkpoint.load(model)
+    assert loaded.config.phones == SPOKEN.phones(utterance.text for utterance in utterances)
+    assert loaded.model.phone_ctc is not None and len(loaded.model.phone_ctc.bias) == 1 + len(loaded.config.phones)
+    assert any("train/phone_ctc" in values for values in notes.points.values())
+    with pytest.raises(
+        ValueError, match=rf"^{folder} holds a run with other phones, a b c; give this run another name"
+    ):
+        start_run(folder, make_config(None, max_steps=3), utterances)
+
+
+def test_a_model_that_knows_no_phones_learns_them_and_keeps_the_rest(tmp_path, utterances):
+    start = tiny.save(tmp_path / "model", seed=5)
+    before = checkpoint.load_weights(start)
+    after = train(tmp_path / "run", spoken_config(tmp_path, start), utterances)
+    assert set(after) - set(before) == {"phone_ctc.weight", "phone_ctc.bias"}
+    assert distance(before, after) < 1e-5
+
+
+def test_phones_and_their_head_are_those_of_the_model_that_training_starts_from(tmp_path, utterances):
+    first = tmp_path / "first"
+    train(first, spoken_config(tmp_path, None), utterances)
+    weights = checkpoint.load_weights(checkpoint.find_model(first))
+    fewer = [replace(utterance, text="a") for utterance in utterances]
+    after = train(tmp_path / "second", spoken_config(tmp_path, first), fewer)
+    assert checkpoint.load(tmp_path / "second").config.phones == ["a", "b", "c"]
+    assert 0 < distance(weights, after) < 1e-5
+    # Without a lexicon it goes on without learning more of them.
+    kept = train(tmp_path / "third", make_config(first), utterances)
+    assert torch.equal(kept["phone_ctc.weight"], weights["phone_ctc.weight"])

@@ -1,5 +1,7 @@
 """Settings that are fine alone but not together are refused before anything is computed."""
 
+from pathlib import Path
+
 import pytest
 
 from asr.losses import LossConfig
@@ -38,6 +40,11 @@ def test_ctc_alone_and_intermediate_layers_fit_together():
             {"encoder": EncoderConfig(intermediate_layers=[2])},
             r"intermediate_layers is \[2\] and .* set both, or neither",
         ),
+        (
+            {"loss": LossConfig(phone_weight=0.5)},
+            r"^lexicon is None and loss\.phone_weight is 0\.5; set both, or neither",
+        ),
+        ({"lexicon": Path("lexicon.txt")}, r"^lexicon is lexicon\.txt and loss\.phone_weight is 0\.0; set both"),
     ],
 )
 def test_settings_that_do_not_fit_together(settings, message):

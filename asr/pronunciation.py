@@ -1,0 +1,117 @@
+"""How words are spoken: a pronunciation lexicon, and the phones of a transcript as numbers.
+
+A lexicon is a text file (plain, .gz or .xz) with a word and its phones on a line, parted by white space; a word with
+several pronunciations has a line for each. What phones are called is up to the file, so those of Kaldi recipes serve as
+they are; `recipes/make_lexicon.py` makes one with espeak-ng.
+"""
+
+import lzma
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from asr.compression import reading_text
+
+Pronunciation = tuple[str, ...]
+
+
+class Lexicon:
+    """Words with their pronunciations.
+
+    Args:
+        pronunciations: At least one of each word, the usual one first; each has at least one phone.
+    """
+
+    def __init__(self, pronunciations: Mapping[str, Sequence[Pronunciation]]) -> None:
+        self.pronunciations = dict(pronunciations)
+
+    def __len__(self) -> int:
+        return len(self.pronunciations)
+
+    def phones(self, texts: Iterable[str]) -> list[str]:
+        """The distinct phones of the usual pronunciations of all words of some texts, sorted.
+
+        Raises:
+            ValueError: If it lacks a word.
+        """
+        return sorted({phone for text in texts for word in text.split() for phone in self.usual(word)})
+
+    def usual(self, word: str) -> Pronunciation:
+        """The first pronunciation of a word.
+
+        Raises:
+            ValueError: If it lacks the word.
+        """
+        if word not in self.pronunciations:
+            raise ValueError(
+                f"the pronunciation lexicon lacks the word {word!r}; make one of these texts too with "
+                "recipes/make_lexicon.py, or add the word"
+            )
+        return self.pronunciations[word][0]
+
+
+class PhoneEncoder:
+    """Texts as numbers of phones, for CTC: 0 is the blank, phones follow from 1 on.
+
+    Args:
+        lexicon: Of all words that will be asked for.
+        phones: The inventory, each once.
+    """
+
+    def __init__(self, lexicon: Lexicon, phones: Sequence[str]) -> None:
+        self.lexicon = lexicon
+        self._ids = {phone: number for number, phone in enumerate(phones, start=1)}
+
+    def encode(self, text: str) -> list[int]:
+        """The usual pronunciations of all words of a text.
+
+        Raises:
+            ValueError: If the lexicon lacks a word, or the inventory one of its phones.
+        """
+        return [number for word in text.split() for number in self.numbers(word, self.lexicon.usual(word))]
+
+    def numbers(self, word: str, pronunciation: Pronunciation) -> list[int]:
+        """One pronunciation of a word.
+
+        Raises:
+            ValueError: If the inventory lacks one of its phones.
+        """
+        for phone in pronunciation:
+            if phone not in self._ids:
+                raise ValueError(
+                    f"the word {word!r} is spoken with the phone {phone!r}, which the model does not know; "
+                    f"it knows {' '.join(self._ids)}"
+                )
+        return [self._ids[phone] for phone in pronunciation]
+
+
+def read_lexicon(path: Path) -> Lexicon:
+    """Reads a lexicon.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, has a word without phones, or no word at all.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such pronunciation lexicon; recipes/make_lexicon.py makes one")
+    found: dict[str, list[Pronunciation]] = {}
+    with reading_text(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            word, *phones = line.split() or [""]
+            if not word:
+                continue
+            if not phones:
+                raise ValueError(f"{path}: line {number} has the word {word!r} without phones; write them behind it")
+            own = found.setdefault(word, [])
+            if tuple(phones) not in own:
+                own.append(tuple(phones))
+    if not found:
+        raise ValueError(f"{path}: holds no word; give a file with a word and its phones on every line")
+    return Lexicon(found)
+
+
+def write_lexicon(path: Path, lexicon: Lexicon) -> None:
+    """Writes a lexicon in the order of its words, compressed if the name ends in .xz; equal ones give equal files."""
+    lines = [f"{word} {' '.join(each)}\n" for word, own in sorted(lexicon.pronunciations.items()) for each in own]
+    content = "".join(lines).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(lzma.compress(content, preset=9) if path.suffix == ".xz" else content)
