@@ -101,9 +101,10 @@ def read_lexicon(path: Path) -> Lexicon:
                 continue
             if not phones:
                 raise ValueError(f"{path}: line {number} has the word {word!r} without phones; write them behind it")
+            pronunciation = tuple(phones)
             own = found.setdefault(word, [])
-            if tuple(phones) not in own:
-                own.append(tuple(phones))
+            if pronunciation not in own:
+                own.append(pronunciation)
     if not found:
         raise ValueError(f"{path}: holds no word; give a file with a word and its phones on every line")
     return Lexicon(found)

@@ -113,7 +113,7 @@ class CtcScorer:
         last = torch.full((len(blank),), EOS_ID, device=blank.device)
         return CtcState(self._frames, torch.full_like(blank, -math.inf), blank, torch.zeros_like(blank[:, 0]), last)
 
-    def score(self, state: CtcState) -> tuple[Tensor, CtcState]:
+    def score(self, state: CtcState, tokens: Tensor | None = None) -> tuple[Tensor, CtcState]:
         """What the prefix score becomes less what it is, (R, V) float64; see `Scorer.score`.
 
         The end of sentence gets the probability that the prefix is the whole transcript.

@@ -68,7 +68,7 @@ class HotwordScorer:
         """The states of B·N rows that hold no token yet, (R,) integers."""
         return torch.full((num_utterances * num_hypotheses,), _START, device=self.scores.device)
 
-    def score(self, state: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, state: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores of all next tokens, (R, V), and the same states."""
         return self.scores[state], state
 

@@ -7,7 +7,7 @@ label. A sequence of tokens then is a sequence of words.
 """
 
 # R rows, P phones, H words of a pronunciation (homophones), V' = 2 + P·(1 + H) tokens, C numbers of an n-gram context,
-# N beginnings of pronunciations (nodes), G pronunciations
+# N beginnings of pronunciations (nodes), M words that may end now
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,9 @@ class LexiconScorer:
         log_probs = model.score_all(model.empty(1))[0].double().clamp_min(LOG_ZERO).cpu().numpy()
         spellings = word_spellings(model, tokenizer, log_probs)
         spoken = _spoken(spellings, lexicon, phones, log_probs)
-        probabilities = np.array([np.exp(log_probs[own]).sum() for own in spoken.values()])
+        sizes = np.array([len(own) for own in spoken.values()])
+        words = np.array([word for own in spoken.values() for word in own])  # those that sound alike side by side
+        probabilities = np.add.reduceat(np.exp(log_probs[words]), sizes.cumsum() - sizes)
         tree = grow({text: number for number, text in enumerate(spoken)}, probabilities, _NONE)
         self._model, self._tokenizer = model, tokenizer
         self._spellings = {word: spelling for spelling, word in spellings.items()}
@@ -80,13 +82,12 @@ class LexiconScorer:
         longer = np.bincount(tree.parents[1:], weights=tree.masses[1:], minlength=num_nodes)
         with np.errstate(divide="ignore"):
             log_longer = np.maximum(np.log(longer), LOG_ZERO)
-        homophones = np.full((len(spoken), max(map(len, spoken.values()))), _NONE, dtype=np.int64)
-        for row, own in zip(homophones, spoken.values(), strict=True):
-            row[: len(own)] = own
+        homophones = np.full((len(spoken), sizes.max()), _NONE, dtype=np.int64)
+        homophones[np.arange(sizes.max()) < sizes[:, None]] = words
         self._children = torch.from_numpy(children).to(device)  # (N, P)
         self._log_longer = torch.from_numpy(log_longer).to(device)  # (N,) float64
-        self._pronunciations = torch.from_numpy(tree.words).to(device)  # (N,)
-        self._homophones = torch.from_numpy(homophones).to(device)  # (G, H)
+        homophones = np.concatenate([homophones, np.full_like(homophones[:1], _NONE)])  # the last for no pronunciation
+        self._words = torch.from_numpy(homophones[tree.words]).to(device)  # (N, H)
         num_forms = 1 + homophones.shape[1]
         forms = torch.arange(num_phones * num_forms)
         special = torch.tensor([BLANK_ID, EOS_ID])
@@ -102,17 +103,21 @@ class LexiconScorer:
         nodes = torch.full((len(contexts),), ROOT, device=contexts.device)
         return LexiconState(contexts, nodes, torch.zeros_like(nodes, dtype=torch.float64))
 
-    def score(self, state: LexiconState) -> tuple[Tensor, LexiconState]:
+    def score(self, state: LexiconState, tokens: Tensor | None = None) -> tuple[Tensor, LexiconState]:
         """What every next token adds, (R, V') float64; see `Scorer.score`."""
         children = self._children[state.nodes].long()  # (R, P)
         exists = children != ROOT
+        if tokens is not None:
+            looked_at = exists.new_zeros((len(tokens), exists.shape[1])).scatter_(1, self._phones[tokens], True)
+            exists = (exists.unflatten(0, (len(tokens), -1)) & looked_at[:, None]).flatten(0, 1)
         within = torch.where(exists, self._log_longer[children] - state.given[:, None], LOG_ZERO)
-        pronunciations = torch.where(exists, self._pronunciations[children], _NONE)
-        rows, columns = (pronunciations != _NONE).nonzero(as_tuple=True)
-        words = self._homophones[pronunciations[rows, columns]]  # (M, H)
-        own = self._model.score(state.contexts[rows], words.clamp_min(0)).double().clamp_min(LOG_ZERO)
+        rows, columns = exists.nonzero(as_tuple=True)
+        words = self._words[children[rows, columns]]
+        places, numbers = (words != _NONE).nonzero(as_tuple=True)  # (M,)
+        rows, columns = rows[places], columns[places]
+        own = self._model.score(state.contexts[rows], words[places, numbers][:, None])[:, 0].double()
         endings = within.new_full((*within.shape, words.shape[1]), LOG_ZERO)  # (R, P, H)
-        endings[rows, columns] = torch.where(words == _NONE, LOG_ZERO, own - state.given[rows, None])
+        endings[rows, columns, numbers] = own.clamp_min(LOG_ZERO) - state.given[rows]
         end = self._model.score(state.contexts, torch.full_like(state.nodes, self._model.eos_id)[:, None]).double()
         end = torch.where(state.nodes[:, None] == ROOT, end, LOG_ZERO)
         forms = torch.cat([within[:, :, None], endings], dim=2).flatten(1)  # (R, P·(1 + H))
@@ -124,10 +129,9 @@ class LexiconScorer:
         stays, endings = tokens == BLANK_ID, self._endings[tokens]
         reached = self._children[nodes, self._phones[tokens]].long()
         ends = (endings != _NONE) & ~stays
-        pronunciations = self._pronunciations[reached]
-        ends = ends & (pronunciations != _NONE)  # a row that holds nothing may be extended by anything
-        words = self._homophones[pronunciations.clamp_min(0), endings.clamp_min(0)].clamp_min(0)
-        extended = self._model.extend(contexts, words)
+        words = self._words[reached, endings.clamp_min(0)]
+        # A row that holds nothing may be extended by anything, which is no word then.
+        extended = self._model.extend(contexts, words.clamp_min(0))
         between = torch.where(ends, ROOT, reached)
         return LexiconState(
             torch.where(ends[:, None], extended, contexts),
@@ -143,8 +147,7 @@ class LexiconScorer:
         for phone, ending in zip(self._phones[places].tolist(), self._endings[places].tolist(), strict=True):
             node = int(self._children[node, phone])
             if ending != _NONE:
-                pronunciation = int(self._pronunciations[node])
-                word = int(self._homophones[pronunciation, ending]) if pronunciation != _NONE else _NONE
+                word = int(self._words[node, ending])
                 words += [self._spellings[word]] if word != _NONE else []
                 node = ROOT
         return tuple(self._tokenizer.encode(" ".join(words)))
@@ -164,13 +167,19 @@ def _spoken(
     for spelling, word in spellings.items():
         known = False
         for pronunciation in lexicon.pronunciations.get(spelling, ()):
-            if all(phone in letters for phone in pronunciation):
-                found.setdefault("".join(letters[phone] for phone in pronunciation), []).append(word)
-                known = True
+            try:
+                text = "".join([letters[phone] for phone in pronunciation])
+            except KeyError:  # a phone that the recogniser does not know
+                continue
+            found.setdefault(text, []).append(word)
+            known = True
         num_words += known
     if 2 * num_words < len(spellings):
         raise ValueError(
-            f"the lexicon has pronunciations of {num_words} of the language model's {len(spellings)} words, in phones that "
-            "the recogniser knows; make one of its words with recipes/make_lexicon.py ngram=…"
+            f"the lexicon has pronunciations of {num_words} of the language model's {len(spellings)} words, in phones "
+            "that the recogniser knows; make one of its words with recipes/make_lexicon.py ngram=…"
         )
-    return {text: sorted(own, key=lambda word: -log_probs[word])[:_MAX_HOMOPHONES] for text, own in found.items()}
+    for text, own in found.items():
+        if len(own) > 1:
+            found[text] = sorted(own, key=lambda word: -log_probs[word])[:_MAX_HOMOPHONES]
+    return found

@@ -47,7 +47,7 @@ class NeuralLmScorer:
             LanguageModelState(), torch.full((num_utterances * num_hypotheses,), EOS_ID, device=device)
         )
 
-    def score(self, state: NeuralLmState) -> tuple[Tensor, NeuralLmState]:
+    def score(self, state: NeuralLmState, tokens: Tensor | None = None) -> tuple[Tensor, NeuralLmState]:
         """Reads the last tokens, (R,), and returns the log-probabilities of the next, (R, V)."""
         log_probs, lm = self.model.step(state.last_tokens, state.lm)
         return log_probs, NeuralLmState(lm, state.last_tokens)

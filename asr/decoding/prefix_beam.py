@@ -140,11 +140,11 @@ def prefix_beam_search(
             # A prefix with a token that is not among the N + 1 best has at least N better ones beside it: the same
             # prefix with each of these, or all but one, as a repeat of its last token may be worse.
             num_tried = min(num_tried, beam_size + 1)
+        best, tokens = tried.topk(num_tried, dim=1, sorted=False)  # (B, K)
         scores = []
         for number, each in enumerate(scorers):
-            score, states[number] = each.scorer.score(states[number])
+            score, states[number] = each.scorer.score(states[number], tokens)
             scores.append(score)
-        best, tokens = tried.topk(num_tried, dim=1, sorted=False)  # (B, K)
         extensions = _extend(beam, is_parent, best, tokens, scores, scorers, length_bonus, labels)
         beam, columns, tokens = _choose(stayed, extensions)
         history.append((columns, tokens))
@@ -152,7 +152,8 @@ def prefix_beam_search(
         states = [
             each.scorer.advance(state, rows, tokens.flatten()) for each, state in zip(scorers, states, strict=True)
         ]
-    endings = [each.scorer.score(state)[0][:, EOS_ID] for each, state in zip(scorers, states, strict=True)]
+    nothing = torch.empty((len(lengths), 0), dtype=torch.int64, device=log_probs.device)
+    endings = [each.scorer.score(state, nothing)[0][:, EOS_ID] for each, state in zip(scorers, states, strict=True)]
     return _finish(beam, endings, scorers, history, num_best or beam_size)
 
 

@@ -36,12 +36,18 @@ class Scorer(Protocol[State]):
     def start(self, num_utterances: int, num_hypotheses: int) -> State:
         """The state of B·N rows that hold no token yet."""
 
-    def score(self, state: State) -> tuple[Tensor, State]:
+    def score(self, state: State, tokens: Tensor | None = None) -> tuple[Tensor, State]:
         """Scores all next tokens.
+
+        Args:
+            state: From `start` or `advance`.
+            tokens: All that will be looked at and chosen from, beside the end of sentence, (B, K), some perhaps twice;
+                None for all tokens.
 
         Returns:
             Natural logarithms (R, V), added to what the row has already; column `EOS_ID` is what it costs to end here,
-            column `BLANK_ID` is never looked at. And the state, which may now hold what was computed on the way.
+            column `BLANK_ID` is never looked at, and nor is what `tokens` leaves out. And the state, which may now hold
+            what was computed on the way.
         """
 
     def advance(self, state: State, rows: Tensor, tokens: Tensor) -> State:
@@ -97,7 +103,7 @@ class AttentionScorer:
         last = torch.full((num_utterances * num_hypotheses,), EOS_ID, device=self.frames.device)
         return AttentionState(state, last)
 
-    def score(self, state: AttentionState) -> tuple[Tensor, AttentionState]:
+    def score(self, state: AttentionState, tokens: Tensor | None = None) -> tuple[Tensor, AttentionState]:
         """Reads the last tokens, (R,), and returns the log-probabilities of the next, (R, V)."""
         log_probs, decoder = self.decoder.step(state.last_tokens, state.decoder)
         return log_probs, AttentionState(decoder, state.last_tokens)

@@ -58,7 +58,7 @@ class TokenNgramScorer:
         """Contexts (R, C) of rows that hold no token yet."""
         return self._model.start(num_utterances * num_hypotheses)
 
-    def score(self, state: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, state: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities of all tokens and of the end of sentence, (R, V) float32; see `Scorer.score`."""
         return self._model.score(state, self._ids.expand(len(state), -1)), state
 
@@ -145,7 +145,7 @@ class WordNgramScorer:
         nodes = torch.full((len(contexts),), ROOT, device=contexts.device)
         return WordState(contexts, nodes, torch.zeros_like(nodes, dtype=torch.float64))
 
-    def score(self, state: WordState) -> tuple[Tensor, WordState]:
+    def score(self, state: WordState, tokens: Tensor | None = None) -> tuple[Tensor, WordState]:
         """What every next token adds, (R, V) float64; see `Scorer.score`."""
         words = self._words[state.nodes]
         begun = state.nodes != ROOT

@@ -223,7 +223,7 @@ class ScriptedScorer:
     def start(self, num_utterances: int, num_hypotheses: int) -> tuple[int, int]:
         return 0, num_utterances * num_hypotheses
 
-    def score(self, state: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    def score(self, state: tuple[int, int], tokens: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         position, num_rows = state
         log_probs = torch.full((num_rows, VOCAB_SIZE), -20.0)
         log_probs[:, self.token] = self.first if position == 0 else 0.0

@@ -202,3 +202,20 @@ def test_a_lexicon_of_other_words_is_an_error() -> None:
     )
     with pytest.raises(ValueError, match=message):
         LexiconScorer(MODEL, Lexicon({"a": [("a",)], "b": [("t",)]}), PHONES, TOKENIZER)
+
+
+def test_only_what_is_looked_at_need_be_scored() -> None:
+    scorer = make_scorer()
+    state = scorer.start(2, 2)
+    rows, tokens = torch.arange(4), torch.tensor([forms_of(scorer, "t")[0], 0, forms_of(scorer, "a")[0], 0])
+    state = scorer.advance(scorer.score(state)[1], rows, tokens)
+    whole, _ = scorer.score(state)
+    wanted = torch.tensor(
+        [[*forms_of(scorer, "u"), *forms_of(scorer, "u")], [*forms_of(scorer, "t"), *forms_of(scorer, "a")]]
+    )
+    part, _ = scorer.score(state, wanted)
+    for row in range(4):
+        own = [EOS_ID, *wanted[row // 2].tolist()]
+        assert torch.equal(part[row, own], whole[row, own])
+    none, _ = scorer.score(state, wanted[:, :0])
+    assert torch.equal(none[:, EOS_ID], whole[:, EOS_ID])

@@ -36,7 +36,7 @@ class BigramScorer:
     def start(self, num_utterances: int, num_hypotheses: int) -> Tensor:
         return torch.full((num_utterances * num_hypotheses,), EOS_ID, device=self.table.device)
 
-    def score(self, state: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, state: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.table[state], state
 
     def advance(self, state: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
