@@ -224,22 +224,25 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return _load_tensors(folder / _MODEL)
 
 
-def fill_weights(model: nn.Module, folder: Path, *, may_lack: str | None = None) -> None:
+def fill_weights(model: nn.Module, folder: Path, *, optional: str | None = None) -> None:
     """Loads the weights of a folder into a model, in single precision.
 
     Args:
         model: What to fill.
         folder: Where the weights are.
-        may_lack: A part of the model that stays as it is if the folder has nothing of it.
+        optional: A part that stays as it is if only the model has it, and is left out if only the folder has it.
 
     Raises:
         FileNotFoundError: If there are none.
         ValueError: If the file is cut short or damaged, or its weights are of another model.
     """
     weights = load_weights(folder)
-    prefix = f"{may_lack}."
-    if may_lack and not any(name.startswith(prefix) for name in weights):
-        weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+    if optional:
+        own, prefix = model.state_dict(), f"{optional}."
+        there, here = ({name for name in each if name.startswith(prefix)} for each in (weights, own))
+        if not there or not here:
+            weights = {name: tensor for name, tensor in weights.items() if name not in there}
+            weights |= {name: own[name] for name in here}
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except RuntimeError as error:

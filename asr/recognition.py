@@ -4,6 +4,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,11 +84,12 @@ class SearchBuilder:
                     f"{loaded.path}: this model knows no phones, so decoding.mode 'lexicon' is not for it; "
                     "use another, or train it with lexicon=… and loss.phone_weight above 0"
                 )
-            model = load_ngram(ngram).to(loaded.device)
+            with ThreadPoolExecutor(1) as thread:  # which mostly decompresses, and that leaves Python's lock alone
+                loading = thread.submit(load_ngram, ngram)
+                pronunciations = read_lexicon(lexicon)
+                model = loading.result().to(loaded.device)
             try:
-                self._lexicons[key] = LexiconScorer(
-                    model, read_lexicon(lexicon), loaded.config.phones, loaded.tokenizer
-                )
+                self._lexicons[key] = LexiconScorer(model, pronunciations, loaded.config.phones, loaded.tokenizer)
             except ValueError as error:
                 raise ValueError(f"{lexicon} with {ngram}: {error}") from None
         return self._lexicons[key]

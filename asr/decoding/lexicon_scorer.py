@@ -21,7 +21,7 @@ from asr.decoding.ngram import NgramModel
 from asr.decoding.spelling import LOG_ZERO, word_spellings
 from asr.decoding.word_tree import ROOT, grow
 from asr.pronunciation import Lexicon
-from asr.tokenizer import BLANK_ID, EOS_ID, Tokenizer
+from asr.tokenizer import BLANK_ID, SPECIAL_TOKENS, Tokenizer
 
 _NONE = -1  # no word, no pronunciation
 _MAX_HOMOPHONES = 4  # more cost time, and are rare
@@ -84,17 +84,19 @@ class LexiconScorer:
             log_longer = np.maximum(np.log(longer), LOG_ZERO)
         homophones = np.full((len(spoken), sizes.max()), _NONE, dtype=np.int64)
         homophones[np.arange(sizes.max()) < sizes[:, None]] = words
-        self._children = torch.from_numpy(children).to(device)  # (N, P)
-        self._log_longer = torch.from_numpy(log_longer).to(device)  # (N,) float64
         homophones = np.concatenate([homophones, np.full_like(homophones[:1], _NONE)])  # the last for no pronunciation
-        self._words = torch.from_numpy(homophones[tree.words]).to(device)  # (N, H)
-        num_forms = 1 + homophones.shape[1]
-        forms = torch.arange(num_phones * num_forms)
-        special = torch.tensor([BLANK_ID, EOS_ID])
+        # For `spell`, which would wait for a GPU at every token.
+        self._host_children, self._host_words = children, homophones[tree.words]
+        self._children = torch.from_numpy(self._host_children).to(device)  # (N, P)
+        self._words = torch.from_numpy(self._host_words).to(device)  # (N, H)
+        self._log_longer = torch.from_numpy(log_longer).to(device)  # (N,) float64
+        self._num_forms = 1 + homophones.shape[1]
+        forms = torch.arange(num_phones * self._num_forms, device=device)
+        special = torch.zeros(len(SPECIAL_TOKENS), dtype=torch.int64, device=device)
         # No log-probability is looked up for the end of sentence; a blank is as good as any.
-        self.labels = torch.cat([torch.full_like(special, BLANK_ID), 1 + forms // num_forms]).to(device)
-        self._phones = torch.cat([special * 0, forms // num_forms]).to(device)  # (V',) from 0 on
-        self._endings = torch.cat([special * 0 + _NONE, forms % num_forms - 1]).to(device)  # (V',)
+        self.labels = torch.cat([special + BLANK_ID, 1 + forms // self._num_forms])
+        self._phones = torch.cat([special, forms // self._num_forms])  # (V',) from 0 on
+        self._endings = torch.cat([special + _NONE, forms % self._num_forms - 1])  # (V',)
         self.headroom = float(-log_probs[list(spellings.values())].min())
 
     def start(self, num_utterances: int, num_hypotheses: int) -> LexiconState:
@@ -143,11 +145,11 @@ class LexiconScorer:
         """The words that this scorer's tokens say, in the recogniser's tokens; what is no whole word is dropped."""
         words = []
         node = ROOT
-        places = list(tokens)
-        for phone, ending in zip(self._phones[places].tolist(), self._endings[places].tolist(), strict=True):
-            node = int(self._children[node, phone])
-            if ending != _NONE:
-                word = int(self._words[node, ending])
+        for token in tokens:
+            phone, form = divmod(token - len(SPECIAL_TOKENS), self._num_forms)
+            node = self._host_children[node, phone]
+            if form:
+                word = int(self._host_words[node, form - 1])
                 words += [self._spellings[word]] if word != _NONE else []
                 node = ROOT
         return tuple(self._tokenizer.encode(" ".join(words)))

@@ -122,7 +122,7 @@ def train_recognizer(
     model = checkpoint.build_model(shape, tokenizer)
     if config.init_from:
         refuse_other_shape(config.init_from, shape)
-        checkpoint.fill_weights(model, checkpoint.find_model(config.init_from), may_lack="phone_ctc")
+        checkpoint.fill_weights(model, checkpoint.find_model(config.init_from), optional="phone_ctc")
         logger.info("starting from the weights of %s", config.init_from)
     model = model.to(device)
     team.draw_apart(config.seed)
@@ -183,12 +183,16 @@ def train_recognizer(
 
 def _find_phones(config: TrainingConfig, train: list[Utterance]) -> tuple[list[str], PhoneEncoder | None]:
     """The phones that the model tells apart, those of the model that it starts from if that knows any, and how texts
-    become phones; nothing without a lexicon."""
-    phones = shared_phones(config.init_from) if config.init_from else []
+    become phones. Without a lexicon it knows none: of what it no longer learned it would soon be wrong."""
+    known = shared_phones(config.init_from) if config.init_from else []
     if config.lexicon is None:
-        return phones, None
+        if known:
+            logger.warning(
+                "%s knows phones, which are left out: there is no lexicon to learn them by", config.init_from
+            )
+        return [], None
     lexicon = read_lexicon(config.lexicon)
-    phones = phones or lexicon.phones(utterance.text for utterance in train)
+    phones = known or lexicon.phones(utterance.text for utterance in train)
     return phones, PhoneEncoder(lexicon, phones)
 
 

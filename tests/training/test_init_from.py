@@ -174,6 +174,12 @@ def test_phones_and_their_head_are_those_of_the_model_that_training_starts_from(
     after = train(tmp_path / "second", spoken_config(tmp_path, first), fewer)
     assert checkpoint.load(tmp_path / "second").config.phones == ["a", "b", "c"]
     assert 0 < distance(weights, after) < 1e-5
-    # Without a lexicon it goes on without learning more of them.
-    kept = train(tmp_path / "third", make_config(first), utterances)
-    assert torch.equal(kept["phone_ctc.weight"], weights["phone_ctc.weight"])
+
+
+def test_without_a_lexicon_phones_are_left_out_and_that_is_told(tmp_path, utterances, caplog):
+    start = tiny.save(tmp_path / "model", phones=tiny.PHONES)
+    before, after = checkpoint.load_weights(start), train(tmp_path / "run", make_config(start), utterances)
+    assert set(before) - set(after) == {"phone_ctc.weight", "phone_ctc.bias"}
+    assert distance(after, before) < 1e-5
+    assert checkpoint.load(tmp_path / "run").config.phones == []
+    assert f"{start} knows phones, which are left out: there is no lexicon to learn them by" in caplog.text
