@@ -1,7 +1,7 @@
 """Models on disk: a folder with weights, JSON config and tokenizer, written whole or not at all.
 
     model.safetensors    the weights
-    config.json          features, encoder and decoder, and what is known of the training
+    config.json          features, encoder, decoder and phones, and what is known of the training
     tokenizer.json       the tokenizer
     training.safetensors, training.json    only in a training checkpoint: all that is needed to go on
 

@@ -12,7 +12,7 @@ RELEASED = Path(__file__).parent / "released"
 # OWNER/NAME as the hub has them.
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # All that a model folder of this toolkit holds.
-_FILES = ["*.json", "*.safetensors", "*.ngram", "*.md"]
+_FILES = ["*.json", "*.safetensors", "*.ngram", "*.txt.xz", "*.md"]
 
 
 def locate(name: str | Path | None = None) -> Path:

@@ -1,17 +1,23 @@
 """How words are spoken: a pronunciation lexicon, and the phones of a transcript as numbers.
 
 A lexicon is a text file (plain, .gz or .xz) with a word and its phones on a line, parted by white space; a word with
-several pronunciations has a line for each. What phones are called is up to the file, so those of Kaldi recipes serve as
-they are; `recipes/make_lexicon.py` makes one with espeak-ng.
+several pronunciations has a line for each. What phones are called is up to the file, so those of Kaldi recipes and of
+CMU's dictionary serve as they are: words may be in upper case, have a number, `READ(2)`, or a probability behind them,
+which is not used. `recipes/make_lexicon.py` makes one with espeak-ng.
 """
 
 import lzma
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from asr.compression import reading_text
+from asr.text import normalize
 
 Pronunciation = tuple[str, ...]
+
+_NUMBER = re.compile(r"\(\d+\)$")
+_PROBABILITY = re.compile(r"[01]\.\d+")
 
 
 class Lexicon:
@@ -31,9 +37,13 @@ class Lexicon:
         """The distinct phones of the usual pronunciations of all words of some texts, sorted.
 
         Raises:
-            ValueError: If it lacks a word.
+            ValueError: If it lacks words.
         """
-        return sorted({phone for text in texts for word in text.split() for phone in self.usual(word)})
+        words = {word for text in texts for word in text.split()}
+        missing = sorted(words - self.pronunciations.keys())
+        if missing:
+            raise ValueError(_missing(missing))
+        return sorted({phone for word in words for phone in self.usual(word)})
 
     def usual(self, word: str) -> Pronunciation:
         """The first pronunciation of a word.
@@ -42,11 +52,16 @@ class Lexicon:
             ValueError: If it lacks the word.
         """
         if word not in self.pronunciations:
-            raise ValueError(
-                f"the pronunciation lexicon lacks the word {word!r}; make one of these texts too with "
-                "recipes/make_lexicon.py, or add the word"
-            )
+            raise ValueError(_missing([word]))
         return self.pronunciations[word][0]
+
+
+def _missing(words: Sequence[str]) -> str:
+    named = "the word " + repr(words[0]) if len(words) == 1 else f"{len(words)} words, such as {', '.join(words[:5])}"
+    return (
+        f"the pronunciation lexicon lacks {named}; make one of these texts too with recipes/make_lexicon.py, or add "
+        "what is missing"
+    )
 
 
 class PhoneEncoder:
@@ -96,9 +111,12 @@ def read_lexicon(path: Path) -> Lexicon:
     found: dict[str, list[Pronunciation]] = {}
     with reading_text(path) as stream:
         for number, line in enumerate(stream, start=1):
-            word, *phones = line.split() or [""]
-            if not word:
+            written, *phones = line.split() or [""]
+            word = written if written.isalpha() and written.islower() else normalize(_NUMBER.sub("", written))
+            if not word or written.startswith(("<", "!")):  # Kaldi's silence and unknown words
                 continue
+            if phones and _PROBABILITY.fullmatch(phones[0]):
+                del phones[0]
             if not phones:
                 raise ValueError(f"{path}: line {number} has the word {word!r} without phones; write them behind it")
             pronunciation = tuple(phones)

@@ -25,7 +25,8 @@ from asr.decoding.hypothesis import align
 from asr.decoding.lexicon_scorer import LexiconScorer
 from asr.decoding.scorers import Scorer
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search, encode
-from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer, fits_tokens
+from asr.decoding.spelling import fits_tokens
+from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer
 from asr.devices import pick_dtype
 from asr.lm_checkpoint import load_language_model
 from asr.nn.lm import LanguageModel

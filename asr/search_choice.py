@@ -1,11 +1,11 @@
 """How to search with a model: what its folder proposes, and what its user asks for instead."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asr.decoding.search import DecodingConfig, FusionConfig
-from asr.variants import TUNED_FILE, TunedSearch, find_tuned, read_default
+from asr.variants import TUNED_FILE, DefaultSearch, TunedSearch, find_tuned, read_default, read_tuned
 
 OWN_NGRAM = "words.ngram"  # a language model beside the weights, which takes part in every beam search
 OWN_LEXICON = "lexicon.txt.xz"  # pronunciations beside the weights, for lexicon search
@@ -37,7 +37,8 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
 
     The mode is the one that is asked for, else the folder's default, else greedy search. Where the default has no place
     for a language model or hotwords that are asked for, it is joint search with a neural model, and prefix beam search
-    without; where it is lexicon search, and that has no place for hotwords, or no n-gram model, it is joint search.
+    without. Where the default is lexicon search, which knows the folder's own words alone, and hotwords or an n-gram
+    model are asked for, or that the own one is left out, it is joint search, or prefix beam search if that was tuned.
 
     Args:
         folder: Of a recogniser; it may hold `decoding.json`, a language model, `words.ngram`, and pronunciations,
@@ -49,34 +50,48 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
     """
     default = read_default(folder / TUNED_FILE)
     models = _by_kind(options.lms)
-    mode = options.mode or (default.mode if default else "greedy")
-    own = folder / OWN_NGRAM
-    has_ngram = "ngram" in models or (NO_MODEL not in options.lms and own.is_file())
-    lacks_place = mode == "lexicon" and (options.hotwords is not None or not has_ngram)
-    if options.mode is None and (lacks_place or ("neural" in models and mode not in _WITH_NEURAL)):
-        mode = "joint"
-    elif options.mode is None and mode == "greedy" and (models or options.hotwords):
-        mode = "prefix_beam"
+    mode = options.mode or _default_mode(folder, default, models, options)
     if mode == "greedy" and options.beam_size is not None:
         raise ValueError(
             f"--beam-size is {options.beam_size}, but greedy search has no beam; choose another --decoding"
         )
-    if mode != "greedy" and has_ngram:
+    own = folder / OWN_NGRAM
+    if mode != "greedy" and NO_MODEL not in options.lms and own.is_file():
         models.setdefault("ngram", own)
-    if mode == "lexicon" and not has_ngram:
-        raise ValueError("--decoding lexicon searches the words of an n-gram model; name one with --lm")
-    lexicon = folder / OWN_LEXICON if mode == "lexicon" else None
-    if lexicon and not lexicon.is_file():
-        raise ValueError(f"{folder} has no {OWN_LEXICON}, which --decoding lexicon needs; choose another --decoding")
-    own_beam = default.beam_size if default and mode == default.mode else None
+    lexicon = None
+    if mode == "lexicon":
+        lexicon = folder / OWN_LEXICON
+        if not lexicon.is_file():
+            raise ValueError(
+                f"{folder} has no {OWN_LEXICON}, which --decoding lexicon needs; choose another --decoding"
+            )
+        if "ngram" not in models:
+            raise ValueError("--decoding lexicon searches the words of an n-gram model; name one with --lm")
     config = DecodingConfig(
         mode=mode,
-        beam_size=_first(options.beam_size, own_beam, DecodingConfig().beam_size),
         lm=FusionConfig(ngram=models.get("ngram"), neural=models.get("neural")),
         hotwords=options.hotwords,
         lexicon=lexicon,
     )
-    return config, find_tuned(folder, config)
+    tuned = find_tuned(folder, config)
+    default_beam = default.beam_size if default and (mode == default.mode or default.mode != "lexicon") else None
+    beam_size = _first(options.beam_size, default_beam, tuned.development.get("beam_size"), config.beam_size)
+    return replace(config, beam_size=beam_size), tuned
+
+
+def _default_mode(
+    folder: Path, default: DefaultSearch | None, models: Mapping[str, Path], options: SearchOptions
+) -> str:
+    """The mode where none is asked for; see `choose_search`."""
+    mode = default.mode if default else "greedy"
+    if mode == "lexicon" and ("ngram" in models or options.hotwords or NO_MODEL in options.lms):
+        tuned = {name.partition("+")[0] for name in read_tuned(folder / TUNED_FILE)}
+        mode = "prefix_beam" if "prefix_beam" in tuned and "joint" not in tuned else "joint"
+    if "neural" in models and mode not in _WITH_NEURAL:
+        return "joint"
+    if mode == "greedy" and (models or options.hotwords):
+        return "prefix_beam"
+    return mode
 
 
 def _by_kind(paths: Sequence[Path]) -> dict[str, Path]:

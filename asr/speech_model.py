@@ -67,7 +67,8 @@ class SpeechModel:
 
         Args:
             source: Any audio that soundfile reads, of any rate, length and number of channels.
-            decoding: `greedy`, `prefix_beam`, `attention`, `joint` or `rescore`; by default what the model proposes.
+            decoding: `greedy`, `prefix_beam`, `attention`, `joint`, `rescore` or `lexicon`; by default what the model
+                proposes.
             beam_size: Of a beam search; by default what the model proposes, else 10.
             lm: A file of n-grams or the folder of a neural language model; `none` leaves out the model's own.
             hotwords: A file of words and phrases to expect, one a line.

@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rapidfuzz.distance import Levenshtein
@@ -37,10 +37,10 @@ class _Knob:
     high: float
 
 
-def _knobs(config: DecodingConfig) -> list[_Knob]:
+def _knobs(config: DecodingConfig, *, has_decoder: bool) -> list[_Knob]:
     """What can be fitted for a mode: what its score is made of."""
     knobs = [] if config.mode == "greedy" else [_Knob("length_bonus", -1.0, 4.0)]
-    if config.mode in ("joint", "rescore", "lexicon"):
+    if config.mode in ("joint", "rescore", "lexicon") and has_decoder:
         knobs.append(_Knob("ctc_weight", 0.02, 0.98))
     if config.mode == "lexicon":
         knobs.append(_Knob("phone_weight", 0.1, 0.98))
@@ -85,7 +85,9 @@ def tune(
         hypotheses in all lists, which no weights can beat, `rounds`, how often weights were fitted, and
         `calibration_error`, of the confidences.
     """
-    knobs = _knobs(search.config)
+    knobs = _knobs(search.config, has_decoder=search.has_decoder)
+    if not search.has_decoder:
+        search.config = replace(search.config, ctc_weight=1.0)  # as the search has it
     generator = torch.Generator().manual_seed(seed)
     texts = [text for own in references for text in own]
     num_words = max(1, sum(len(text.split()) for text in texts))

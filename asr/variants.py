@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.confidence import UNCALIBRATED, Calibration
-from asr.decoding.search import DecodingConfig, FusionConfig
+from asr.decoding.search import LEXICON_NEEDS, DecodingConfig, FusionConfig
 
 LANGUAGE_MODELS = ("none", "ngram", "neural", "ngram+neural")
 
@@ -55,7 +55,13 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
                 lexicon = base.lexicon if mode == "lexicon" else None
                 name = "+".join([mode, *parts])
                 found[name] = replace(base, mode=mode, lm=fusion, hotwords=hotwords, lexicon=lexicon)
+        if mode == "lexicon" and (base.lexicon is None or base.lm.ngram is None):
+            raise ValueError(LEXICON_NEEDS)
         if not any(name.split("+")[0] == mode for name in found):
+            if mode == "lexicon":
+                raise ValueError(
+                    f"modes has 'lexicon', which needs an n-gram model, but lms={list(lms)}; add ngram to lms"
+                )
             raise ValueError(
                 f"modes has {mode!r}, which has no place for any of lms={list(lms)}; add none to lms, or leave it out"
             )

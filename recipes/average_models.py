@@ -15,8 +15,12 @@ def run(recipe: AverageModelsRecipe) -> None:
     loaded = [checkpoint.load(path) for path in recipe.models]
     first, *others = loaded
     for path, other in zip(recipe.models[1:], others, strict=True):
-        if other.tokenizer.tokens != first.tokenizer.tokens:
-            raise ValueError(f"{path} has other tokens than {recipe.models[0]}; only like models can be averaged")
+        for what, own, its in (
+            ("tokens", first.tokenizer.tokens, other.tokenizer.tokens),
+            ("phones", first.config.phones, other.config.phones),
+        ):
+            if own != its:
+                raise ValueError(f"{path} has other {what} than {recipe.models[0]}; only like models can be averaged")
     try:
         mean = checkpoint.average([each.model.state_dict() for each in loaded], shares=recipe.shares or None)
     except ValueError as error:

@@ -1,52 +1,19 @@
 """Makes a folder to release of a trained run: python recipes/release.py model=runs/an4 output=released ngram=lm.arpa"""
 
-from dataclasses import replace
-from pathlib import Path
-
 import torch
 from launching import launch
 from model_card import card_text
+from release_parts import choose_tuned, read_own_lexicon, refuse_output
 from schema import ReleaseRecipe
 
 from asr import checkpoint
 from asr.decoding.arpa import read_ngram
 from asr.decoding.compact_ngram import write_compact
 from asr.model_figures import collect_figures, size, write_figures
-from asr.pronunciation import read_lexicon, write_lexicon
+from asr.pronunciation import write_lexicon
 from asr.report import table
 from asr.search_choice import OWN_LEXICON, OWN_NGRAM
-from asr.variants import TUNED_FILE, DefaultSearch, TunedSearch, read_tuned, write_tuned
-
-
-def refuse_output(output: Path, model: Path) -> None:
-    """Checks that the folder that gets replaced is not one that is needed.
-
-    Raises:
-        ValueError: If it holds the model that is released, or something that is no model.
-    """
-    if output.resolve() in (model.resolve(), *model.resolve().parents):
-        raise ValueError(f"output is {output}, which holds the model itself; name another folder")
-    if output.exists() and not (output / "config.json").is_file() and any(output.iterdir()):
-        raise ValueError(f"{output} holds something that is no model; name another folder, or remove it")
-
-
-def choose_tuned(recipe: ReleaseRecipe, source: Path) -> dict[str, TunedSearch]:
-    """What was tuned for the ways to search that work with the released files alone, by name.
-
-    Raises:
-        ValueError: If nothing was tuned for the search that the model is released with.
-    """
-    lms = ("", "ngram") if recipe.ngram else ("",)
-    found = read_tuned(source) if source.is_file() else {}
-    default = f"{recipe.mode}+ngram" if recipe.ngram else recipe.mode
-    if recipe.mode != "greedy" and default not in found:
-        raise ValueError(f"{source} holds nothing of {default}; tune it with recipes/tune_decoding.py, or set mode=")
-    tuned = {}
-    for name, each in found.items():
-        if name.partition("+")[2] in lms and (recipe.lexicon or not name.startswith("lexicon")):
-            manifest = Path(each.development.get("manifest", "")).name  # its folders mean nothing elsewhere
-            tuned[name] = replace(each, development=each.development | {"manifest": manifest})
-    return tuned
+from asr.variants import TUNED_FILE, DefaultSearch, write_tuned
 
 
 def run(recipe: ReleaseRecipe) -> None:
@@ -58,7 +25,7 @@ def run(recipe: ReleaseRecipe) -> None:
     default = DefaultSearch(mode=recipe.mode, beam_size=recipe.beam_size)
     # Read before the output is replaced: it may hold this very file.
     tables = read_ngram(recipe.ngram) if recipe.ngram else None
-    lexicon = read_lexicon(recipe.lexicon) if recipe.lexicon else None
+    lexicon = read_own_lexicon(recipe, loaded) if recipe.lexicon else None
     checkpoint.save(
         recipe.output, loaded.model.state_dict(), config=loaded.config, tokenizer=loaded.tokenizer,
         training=loaded.training, dtype=getattr(torch, recipe.precision),

@@ -14,7 +14,7 @@ from asr.data.disturbed import DisturbanceConfig
 from asr.data.folder import FolderConfig
 from asr.data.librispeech import LibriSpeechConfig
 from asr.data.synthetic import SyntheticConfig
-from asr.decoding.search import DecodingConfig
+from asr.decoding.search import LEXICON_NEEDS, DecodingConfig
 from asr.ngrams.training import NgramTrainingConfig
 from asr.pseudo_labels import SelectionConfig
 from asr.tokenizer import TokenizerConfig
@@ -68,6 +68,8 @@ class TrainRecipe(TrainingConfig):
             raise ValueError(
                 f"decoding.mode is {self.decoding.mode!r}, but there is no decoder; take decoding=greedy or prefix_beam"
             )
+        if self.decoding.mode == "lexicon" and not (self.decoding.lexicon and self.decoding.lm.ngram):
+            raise ValueError(LEXICON_NEEDS)
         if self.decoding.mode == "lexicon" and self.lexicon is None:
             raise ValueError(
                 "decoding.mode is 'lexicon', but the model would know no phones; set lexicon= and loss.phone_weight"

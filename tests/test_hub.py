@@ -11,6 +11,8 @@ import pytest
 
 import asr
 from asr import checkpoint, hub
+from asr.search_choice import OWN_LEXICON, OWN_NGRAM
+from asr.variants import TUNED_FILE
 
 
 class FakeHub:
@@ -149,3 +151,13 @@ def test_a_name_that_cannot_be_one_of_the_hub_is_never_asked_for(
         else:
             with pytest.raises(FileNotFoundError, match="no such model; give a model folder"):
                 load(name)
+
+
+def test_all_that_a_released_folder_may_hold_is_fetched(fake_hub: FakeHub, tiny_folder: Path) -> None:
+    fake_hub.push(tiny_folder, "someone/tiny")
+    for name in (OWN_NGRAM, OWN_LEXICON, TUNED_FILE, "README.md"):
+        (fake_hub.models / "someone/tiny" / name).touch()
+    fetched = hub.locate("someone/tiny")
+    assert {file.name for file in fetched.iterdir()} == {
+        file.name for file in (fake_hub.models / "someone/tiny").iterdir()
+    }

@@ -38,6 +38,24 @@ def test_texts_become_numbers_of_their_usual_phones() -> None:
     assert encoder.encode("") == []
 
 
+def test_lexicons_of_kaldi_recipes_and_cmu_s_dictionary_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "lexicon.txt"
+    path.write_text(
+        "!SIL SIL\n<UNK> SPN\nREAD R IY1 D\nREAD(2)  R EH1 D\nDON'T 1.0 D OW1 N T\n\u00c9T\u00c9 0.55 e t e\n"
+    )
+    assert read_lexicon(path).pronunciations == {
+        "read": [("R", "IY1", "D"), ("R", "EH1", "D")],
+        "don't": [("D", "OW1", "N", "T")],
+        "\u00e9t\u00e9": [("e", "t", "e")],
+    }
+
+
+def test_all_words_that_are_missing_are_told_at_once() -> None:
+    message = r"^the pronunciation lexicon lacks 2 words, such as ape, dog; make one of these texts too"
+    with pytest.raises(ValueError, match=message):
+        Lexicon(SPOKEN).phones(["the dog", "an ape".replace("an ", "")])
+
+
 def test_an_unknown_word_and_an_unknown_phone_are_named() -> None:
     encoder = PhoneEncoder(Lexicon(SPOKEN), ["ð", "ə", "k"])
     with pytest.raises(

@@ -131,16 +131,36 @@ def test_lexicon_search_takes_the_pronunciations_and_the_language_model_of_the_f
     assert (config.mode, config.beam_size) == ("lexicon", 40)
     assert (config.lexicon, config.lm.ngram) == (spoken / OWN_LEXICON, spoken / OWN_NGRAM)
     assert tuned.weights == {"phone_weight": 0.6}
-    other, _ = choose_search(spoken, SearchOptions(lms=(Path("other.arpa"), spoken / "lm")))
-    assert (other.mode, other.lm.ngram, other.lm.neural) == ("lexicon", Path("other.arpa"), spoken / "lm")
+    other, _ = choose_search(spoken, SearchOptions(lms=(spoken / "lm",), beam_size=3))
+    assert (other.mode, other.lm.ngram, other.lm.neural) == ("lexicon", spoken / OWN_NGRAM, spoken / "lm")
+    asked, _ = choose_search(spoken, SearchOptions(mode="lexicon", lms=(Path("other.arpa"),)))
+    assert (asked.lm.ngram, asked.lexicon) == (Path("other.arpa"), spoken / OWN_LEXICON)
 
 
-@pytest.mark.parametrize("options", [SearchOptions(lms=(NO_MODEL,)), SearchOptions(hotwords=Path("names.txt"))])
+NO_PLACE = [
+    SearchOptions(lms=(NO_MODEL,)),
+    SearchOptions(lms=(Path("of-other-words.arpa"),)),
+    SearchOptions(hotwords=Path("names.txt")),
+]
+
+
+@pytest.mark.parametrize("options", NO_PLACE)
 def test_where_lexicon_search_has_no_place_for_what_is_asked_it_is_joint_search(
     spoken: Path, options: SearchOptions
 ) -> None:
     config, _ = choose_search(spoken, options)
     assert (config.mode, config.beam_size, config.lexicon) == ("joint", 10, None)
+
+
+@pytest.mark.parametrize("options", NO_PLACE)
+def test_it_is_what_was_tuned_with_the_beam_that_it_was_tuned_with(tmp_path: Path, options: SearchOptions) -> None:
+    """Such as a model without a decoder, for which joint search is not."""
+    tuned = dict.fromkeys(("lexicon+ngram", "prefix_beam", "prefix_beam+ngram"), TunedSearch())
+    default = DefaultSearch(mode="lexicon", beam_size=40)
+    write_tuned(tmp_path / "decoding.json", tuned, about={"beam_size": 16}, default=default)
+    (tmp_path / OWN_NGRAM).touch()
+    config, _ = choose_search(tmp_path, options)
+    assert (config.mode, config.beam_size) == ("prefix_beam", 16)
 
 
 def test_lexicon_search_without_what_it_needs_is_an_error(spoken: Path) -> None:
@@ -150,5 +170,6 @@ def test_lexicon_search_without_what_it_needs_is_an_error(spoken: Path) -> None:
         choose_search(spoken, SearchOptions(mode="lexicon", lms=(NO_MODEL,)))
     (spoken / OWN_LEXICON).unlink()
     message = rf"^{spoken} has no {OWN_LEXICON}, which --decoding lexicon needs; choose another --decoding$"
-    with pytest.raises(ValueError, match=message):
-        choose_search(spoken, SearchOptions(mode="lexicon"))
+    for mode in (None, "lexicon"):
+        with pytest.raises(ValueError, match=message):
+            choose_search(spoken, SearchOptions(mode=mode))

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from random_ngrams import make_model
 
 from asr import evaluate
 from asr.confidence import UNCALIBRATED
 from asr.decoding.hypothesis import Hypothesis
+from asr.decoding.lexicon_scorer import LexiconScorer
 from asr.decoding.rescore import combine
 from asr.decoding.search import DecodingConfig, Encoding, FusionConfig, Recognition, Search, encode
+from asr.pronunciation import Lexicon
 from asr.tuning import tune
 
 
@@ -20,6 +23,7 @@ class ScriptedSearch(Search):
 
     def __init__(self, config: DecodingConfig, lists: list[list[Hypothesis]]) -> None:
         self.config = config
+        self.model = tiny.make_model()
         self.lists = lists
         self.calls = 0
 
@@ -134,3 +138,15 @@ def test_the_weight_of_phones_is_tuned_with_the_others() -> None:
     assert found.development["wer"] == 0.0
     assert set(found.weights) == {"length_bonus", "ctc_weight", "phone_weight", "lm.ngram_weight"}
     assert 0.2 < found.weights["phone_weight"] < 5 / 7
+
+
+def test_without_a_decoder_the_weight_of_ctc_is_not_tuned() -> None:
+    model = tiny.make_model(num_decoder_layers=0, phones=tiny.PHONES)
+    lexicon = LexiconScorer(make_model(list(tiny.SPOKEN)), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
+    lm = FusionConfig(ngram=Path("words.arpa"))
+    config = DecodingConfig(mode="lexicon", beam_size=8, lexicon=Path("lexicon.txt"), lm=lm)
+    padded, lengths = tiny.pad([tiny.noise(length, seed=length) for length in (3000, 800, 2111)])
+    search = Search(model, config, lexicon=lexicon)
+    found = tune(search, [encode(model, padded, lengths)], [["a b", "c", "b ab"]], tiny.make_tokenizer(), num_trials=50)
+    assert found.weights.keys() == {"length_bonus", "phone_weight", "lm.ngram_weight"}
+    assert search.config.ctc_weight == 1.0

@@ -136,3 +136,9 @@ def test_lexicon_search_needs_an_n_gram_model_and_other_modes_have_no_lexicon() 
     found = variants(base, modes=["greedy", "joint", "lexicon"], lms=["none", "ngram"])
     assert list(found) == ["greedy", "joint", "joint+ngram", "lexicon+ngram"]
     assert [each.lexicon for each in found.values()] == [None, None, None, Path("lexicon.txt")]
+    with pytest.raises(ValueError, match=r"^modes has 'lexicon', which needs an n-gram model, but lms="):
+        variants(base, modes=["lexicon"], lms=["none"])
+    with pytest.raises(
+        ValueError, match=r"^decoding\.mode is 'lexicon', which needs decoding\.lexicon, the words' pronun"
+    ):
+        variants(DecodingConfig(mode="joint", lm=base.lm), modes=["lexicon"], lms=["ngram"])

@@ -175,7 +175,9 @@ class UtteranceDataset(Dataset[Batch]):
         tokens, token_lengths = self._padded([self.tokens[draw.index] for draw in plan.draws])
         phones, phone_lengths = None, None
         if self.phones is not None:
-            phones, phone_lengths = self._padded([self.phones[draw.index] for draw in plan.draws])
+            # Few lengths of tokens and few of phones would be many pairs; phones are fewer nearly always.
+            at_least = tokens.shape[1] if self.token_step else 0
+            phones, phone_lengths = self._padded([self.phones[draw.index] for draw in plan.draws], at_least=at_least)
         padded = pad_sequence(waveforms, batch_first=True)
         return Batch(
             waveforms=_padded_to(padded, self.padding_step),
@@ -190,9 +192,10 @@ class UtteranceDataset(Dataset[Batch]):
             phone_lengths=phone_lengths,
         )
 
-    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    def _padded(self, rows: Sequence[list[int]], *, at_least: int = 0) -> tuple[Tensor, Tensor]:
         """Labels (B, U), zero beyond a length, and the lengths (B,)."""
         padded = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
+        padded = torch.nn.functional.pad(padded, (0, max(0, at_least - padded.shape[1])))
         return _padded_to(padded, self.token_step, beside=1), torch.tensor([len(row) for row in rows])
 
     def _waveform(self, index: int, factor: float, epoch: int) -> Tensor:

@@ -8,13 +8,14 @@ from pathlib import Path
 from asr.data.espeak import PHONEME_SEPARATOR, Synthesizer
 from asr.data.text_files import read_lines
 from asr.decoding.arpa import load_ngram
+from asr.decoding.spelling import SPACE_MARK, is_tag
 from asr.pronunciation import Lexicon, Pronunciation
 from asr.text import normalize
 
 _BREAKS = re.compile(rf"[{re.escape(PHONEME_SEPARATOR)}\s]+")
-_LANGUAGE_MARK = re.compile(r"\([a-z-]+\)")  # stands where a word is spoken by the rules of another language
+_LANGUAGE_MARK = re.compile(r"\([a-zA-Z0-9-]+\)")  # stands where a word is spoken by the rules of another language
 # Stress, length, tone, and marks above and below: what is left tells words apart well enough, and is seen more often.
-_LEFT_OUT = ("Lm", "Mn", "Sk")
+_LEFT_OUT = ("Lm", "Mn", "Sk", "Nd", "Pd")
 
 
 def espeak_lexicon(words: Iterable[str], *, language: str) -> Lexicon:
@@ -53,5 +54,10 @@ def distinct_words(texts: Iterable[Path], *, ngram: Path | None = None) -> set[s
     """
     pieces = {piece for path in texts for _, line in read_lines(path) for piece in line.split()}
     if ngram is not None:
-        pieces |= {word for word in load_ngram(ngram).words if not word.startswith("<")}
+        words = load_ngram(ngram).words
+        if any(word.startswith(SPACE_MARK) for word in words):
+            raise ValueError(
+                f"{ngram}: a language model of tokens; name one of words, whose pronunciations can be looked up"
+            )
+        pieces |= {word for word in words if not is_tag(word)}
     return {word for piece in pieces for word in normalize(piece).split()}

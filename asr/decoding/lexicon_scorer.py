@@ -9,6 +9,8 @@ label. A sequence of tokens then is a sequence of words.
 # R rows, P phones, H words of a pronunciation (homophones), V' = 2 + P·(1 + H) tokens, C numbers of an n-gram context,
 # N beginnings of pronunciations (nodes), M words that may end now
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asr.decoding.ngram import NgramModel
-from asr.decoding.spelling import LOG_ZERO, word_spellings
+from asr.decoding.spelling import LOG_ZERO, fits_tokens, word_spellings
 from asr.decoding.word_tree import ROOT, grow
 from asr.pronunciation import Lexicon
 from asr.tokenizer import BLANK_ID, SPECIAL_TOKENS, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _NONE = -1  # no word, no pronunciation
 _MAX_HOMOPHONES = 4  # more cost time, and are rare
@@ -49,7 +53,8 @@ class LexiconScorer:
     `WordNgramScorer`.
 
     Args:
-        model: Of words. The scorer works on its device.
+        model: Of words. The scorer works on its device. Of more than four words that sound alike the most probable
+            take part.
         lexicon: How they are spoken; words that it lacks, and pronunciations with a phone that the recogniser does not
             know, take no part.
         phones: The recogniser's, in the order of their CTC labels from 1 on.
@@ -67,6 +72,8 @@ class LexiconScorer:
     def __init__(self, model: NgramModel, lexicon: Lexicon, phones: Sequence[str], tokenizer: Tokenizer) -> None:
         device = next(model.buffers()).device
         log_probs = model.score_all(model.empty(1))[0].double().clamp_min(LOG_ZERO).cpu().numpy()
+        if fits_tokens(model, tokenizer):
+            raise ValueError("it is a language model of tokens, but lexicon search needs one of words")
         spellings = word_spellings(model, tokenizer, log_probs)
         spoken = _spoken(spellings, lexicon, phones, log_probs)
         sizes = np.array([len(own) for own in spoken.values()])
@@ -90,6 +97,7 @@ class LexiconScorer:
         self._children = torch.from_numpy(self._host_children).to(device)  # (N, P)
         self._words = torch.from_numpy(self._host_words).to(device)  # (N, H)
         self._log_longer = torch.from_numpy(log_longer).to(device)  # (N,) float64
+        self._goes_on = torch.from_numpy(longer > 0).to(device)  # (N,)
         self._num_forms = 1 + homophones.shape[1]
         forms = torch.arange(num_phones * self._num_forms, device=device)
         special = torch.zeros(len(SPECIAL_TOKENS), dtype=torch.int64, device=device)
@@ -112,16 +120,18 @@ class LexiconScorer:
         if tokens is not None:
             looked_at = exists.new_zeros((len(tokens), exists.shape[1])).scatter_(1, self._phones[tokens], True)
             exists = (exists.unflatten(0, (len(tokens), -1)) & looked_at[:, None]).flatten(0, 1)
-        within = torch.where(exists, self._log_longer[children] - state.given[:, None], LOG_ZERO)
+        within = torch.where(
+            exists & self._goes_on[children], self._log_longer[children] - state.given[:, None], -math.inf
+        )
         rows, columns = exists.nonzero(as_tuple=True)
         words = self._words[children[rows, columns]]
         places, numbers = (words != _NONE).nonzero(as_tuple=True)  # (M,)
         rows, columns = rows[places], columns[places]
         own = self._model.score(state.contexts[rows], words[places, numbers][:, None])[:, 0].double()
-        endings = within.new_full((*within.shape, words.shape[1]), LOG_ZERO)  # (R, P, H)
+        endings = within.new_full((*within.shape, words.shape[1]), -math.inf)  # (R, P, H)
         endings[rows, columns, numbers] = own.clamp_min(LOG_ZERO) - state.given[rows]
         end = self._model.score(state.contexts, torch.full_like(state.nodes, self._model.eos_id)[:, None]).double()
-        end = torch.where(state.nodes[:, None] == ROOT, end, LOG_ZERO)
+        end = torch.where(state.nodes[:, None] == ROOT, end.clamp_min(LOG_ZERO), -math.inf)
         forms = torch.cat([within[:, :, None], endings], dim=2).flatten(1)  # (R, P·(1 + H))
         return torch.cat([end, end, forms], dim=1), state
 
@@ -180,6 +190,10 @@ def _spoken(
         raise ValueError(
             f"the lexicon has pronunciations of {num_words} of the language model's {len(spellings)} words, in phones "
             "that the recogniser knows; make one of its words with recipes/make_lexicon.py ngram=…"
+        )
+    if num_words < len(spellings):
+        logger.info(
+            "%d of %d words have no pronunciation and cannot be found", len(spellings) - num_words, len(spellings)
         )
     for text, own in found.items():
         if len(own) > 1:

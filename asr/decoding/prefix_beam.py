@@ -121,6 +121,7 @@ def prefix_beam_search(
         ValueError: If a scorer cannot stay, a setting is out of range, or a log-probability is not a number.
     """
     _check_settings(beam_size, scorers, token_margin)
+    tokens_are_labels = labels is None
     if labels is None:
         labels = torch.arange(log_probs.shape[2], device=log_probs.device)
     else:
@@ -136,7 +137,7 @@ def prefix_beam_search(
         if not num_tried:
             beam = stayed
             continue
-        if not scorers:
+        if not scorers and tokens_are_labels:
             # A prefix with a token that is not among the N + 1 best has at least N better ones beside it: the same
             # prefix with each of these, or all but one, as a repeat of its last token may be worse.
             num_tried = min(num_tried, beam_size + 1)
@@ -270,7 +271,7 @@ def _extend(
     for number, (each, score) in enumerate(zip(scorers, scores, strict=True)):
         gains[number] = score.unflatten(0, beam.last.shape).gather(2, columns).masked_fill(untried, 0.0)
         others = others + each.weight * gains[number]
-    ctc = (before + emissions[:, None]).masked_fill_(in_beam, -math.inf)
+    ctc = (before + emissions[:, None]).masked_fill_(in_beam | (others == -math.inf), -math.inf)
     return _Extensions(tokens, ctc, gains, others.expand_as(ctc))
 
 

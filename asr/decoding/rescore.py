@@ -72,10 +72,10 @@ def add_ctc(found: Sequence[Sequence[Hypothesis]], log_probs: Tensor, lengths: T
         lengths: Frames of each utterance, (B,) integers.
     """
     scored = []
-    for own, heard, length in zip(found, log_probs, lengths.tolist(), strict=True):
+    for own, heard, length in zip(found, log_probs.float().cpu(), lengths.tolist(), strict=True):
         tokens = torch.tensor([token for each in own for token in each.tokens], dtype=torch.int64, device="cpu")
         sizes = torch.tensor([len(each.tokens) for each in own])
-        copies = heard[:length, None].float().expand(-1, len(own), -1).cpu()  # (T', N, V)
+        copies = heard[:length, None].expand(-1, len(own), -1)  # (T', N, V)
         losses = F.ctc_loss(
             copies, tokens, torch.full_like(sizes, length), sizes, blank=BLANK_ID, reduction="none"
         )  # (N,)

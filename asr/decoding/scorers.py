@@ -46,7 +46,8 @@ class Scorer(Protocol[State]):
 
         Returns:
             Natural logarithms (R, V), added to what the row has already; column `EOS_ID` is what it costs to end here,
-            column `BLANK_ID` is never looked at, and nor is what `tokens` leaves out. And the state, which may now hold
+            column `BLANK_ID` is never looked at, and nor is what `tokens` leaves out; -inf rules out a token, or to
+            end, in searches over frames. And the state, which may now hold
             what was computed on the way.
         """
 

@@ -3,7 +3,7 @@
 # B utterances, S samples, T' encoder frames, D width, V vocabulary
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ from asr.nn.lm import LanguageModel
 from asr.nn.model import Recognizer
 
 MODES = ("greedy", "prefix_beam", "attention", "joint", "rescore", "lexicon")
+LEXICON_NEEDS = (
+    "decoding.mode is 'lexicon', which needs decoding.lexicon, the words' pronunciations, and decoding.lm.ngram, a "
+    "model of the words; set both"
+)
 _NEED_DECODER = ("attention", "joint", "rescore")
 
 
@@ -71,7 +75,7 @@ class DecodingConfig:
         phone_weight: In `lexicon`, weight of the phones' CTC score, in (0, 1]; the tokens' CTC score and the decoder
             share the rest, and with 1 are left out.
         lexicon: In `lexicon`, the file with the words' pronunciations (see `asr.pronunciation`).
-        length_bonus: Added to a hypothesis' score for every token.
+        length_bonus: Added to a hypothesis' score for every token, and in the first pass of `lexicon` for every phone.
         end_margin: In `joint` and `attention`, the most that a running hypothesis is trusted to gain on the best
             finished one; it matters where a bonus, hotwords or `lm.internal_weight` let scores rise. Infinity ends a
             search exactly, but with these only after the last frame.
@@ -112,6 +116,10 @@ class DecodingConfig:
         for name in ("ctc_weight", "phone_weight"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be in (0, 1]")
+        if self.mode == "lexicon" and not self.lm.ngram_weight:
+            raise ValueError(
+                "decoding.lm.ngram_weight is 0, but mode 'lexicon' finds words by that model; set it above 0"
+            )
         self._refuse_what_has_no_place()
 
     def _refuse_what_has_no_place(self) -> None:
@@ -218,13 +226,10 @@ class Search:
         if config.mode in _NEED_DECODER and model.decoder is None:
             raise ValueError(
                 f"decoding.mode is {config.mode!r}, but this model has no attention decoder; "
-                "use mode greedy or prefix_beam"
+                "use mode greedy, prefix_beam or lexicon"
             )
         if config.mode == "lexicon" and lexicon is None:
-            raise ValueError(
-                "decoding.mode is 'lexicon', which needs decoding.lexicon, the words' pronunciations, and "
-                "decoding.lm.ngram, a model of the words; set both"
-            )
+            raise ValueError(LEXICON_NEEDS)
         self.model, self.config = model, config
         self._ngram, self._neural, self._hotwords, self._lexicon = ngram, neural, hotwords, lexicon
 
@@ -253,6 +258,11 @@ class Search:
             Recognition(hypotheses, encoding.log_probs[row, :length])
             for row, (hypotheses, length) in enumerate(zip(found, encoding.lengths.tolist(), strict=True))
         ]
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the model has an attention decoder, which shares in the scores where the mode lets it."""
+        return self.model.decoder is not None
 
     def _shared(self) -> list[Weighted[Any]]:
         """Scorers that need nothing of an utterance."""
@@ -293,10 +303,9 @@ class Search:
             token_margin=config.token_margin,
             labels=lexicon.labels,
         )
-        fallbacks = greedy_search(encoding.log_probs, encoding.lengths)
         spelled = [
-            _spelled(own, lexicon, most=length, num_best=config.num_best, fallback=fallback)
-            for own, length, fallback in zip(heard, encoding.lengths.tolist(), fallbacks, strict=True)
+            _spelled(own, lexicon, most=length, num_best=config.num_best)
+            for own, length in zip(heard, encoding.lengths.tolist(), strict=True)
         ]
         found = add_ctc(spelled, encoding.log_probs, encoding.lengths)
         weights = {"phones": weight, "ngram": config.lm.ngram_weight}
@@ -307,13 +316,13 @@ class Search:
     ) -> list[list[Hypothesis]]:
         """Second pass: ranks by the weights of what is known, with a share for CTC and decoder together."""
         config = self.config
-        ctc_weight = config.ctc_weight if self.model.decoder is not None else 1.0
+        ctc_weight = config.ctc_weight if self.has_decoder else 1.0
         weights = weights | {"ctc": share * ctc_weight, "attention": share * (1 - ctc_weight)}
         if self._neural is not None:
             weights["neural"] = config.lm.neural_weight
         return rescore(
             found,
-            self.model.decoder,
+            self.model.decoder if weights["attention"] else None,
             encoding.frames,
             encoding.lengths,
             neural=self._neural,
@@ -350,9 +359,7 @@ class Search:
         return self.model.decoder
 
 
-def _spelled(
-    heard: list[Hypothesis], lexicon: LexiconScorer, *, most: int, num_best: int, fallback: Hypothesis
-) -> list[Hypothesis]:
+def _spelled(heard: list[Hypothesis], lexicon: LexiconScorer, *, most: int, num_best: int) -> list[Hypothesis]:
     """What was heard in phones, in tokens; of several pronunciations of the same words the best counts.
 
     Args:
@@ -360,16 +367,18 @@ def _spelled(
         lexicon: Which searched it.
         most: Most tokens that the encoder's frames can carry.
         num_best: Most hypotheses that are returned.
-        fallback: What is returned if nothing fits into the frames.
+
+    Returns:
+        At least one hypothesis; the empty one if no whole words fit into the frames.
     """
     found: dict[tuple[int, ...], Hypothesis] = {}
     for each in heard:
         tokens = lexicon.spell(each.tokens)
-        if tokens not in found and len(tokens) <= most:
+        if math.isfinite(each.score) and tokens not in found and len(tokens) <= most:
             found[tokens] = Hypothesis(tokens, each.score, {"phones": each.parts["ctc"], "ngram": each.parts["ngram"]})
         if len(found) == num_best:
             break
-    return list(found.values()) or [replace(fallback, parts={"phones": LOG_ZERO, "ngram": LOG_ZERO})]
+    return list(found.values()) or [Hypothesis((), LOG_ZERO, {"phones": LOG_ZERO, "ngram": LOG_ZERO})]
 
 
 def internal_scorer(decoder: TransformerDecoder, frames: Tensor) -> AttentionScorer:

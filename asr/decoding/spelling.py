@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from asr.decoding.ngram import NgramModel
 from asr.text import normalize
-from asr.tokenizer import Tokenizer
+from asr.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SPACE_MARK = "\u2581"  # how models of tokens write the space, which cannot be an ARPA word
 LOG_ZERO = -700.0  # what impossible words get: -inf less -inf would be NaN, and this has a power of e above zero
@@ -16,6 +16,19 @@ LOG_ZERO = -700.0  # what impossible words get: -inf less -inf would be NaN, and
 def is_tag(word: str) -> bool:
     """`<s>`, `</s>`, `<unk>`, `<UNK>` and their like, which nobody speaks."""
     return word.startswith("<") and word.endswith(">")
+
+
+def fits_tokens(model: NgramModel, tokenizer: Tokenizer) -> bool:
+    """Whether a model is one of this tokenizer's tokens, for `TokenNgramScorer`, and not of words.
+
+    It is when its words, but for tags as `<s>`, are just the ordinary tokens, the space written as U+2581.
+    """
+    return {word for word in model.words if not is_tag(word)} == set(written_tokens(tokenizer))
+
+
+def written_tokens(tokenizer: Tokenizer) -> list[str]:
+    """The ordinary tokens as a model of tokens writes them."""
+    return [token.replace(" ", SPACE_MARK) for token in tokenizer.tokens[len(SPECIAL_TOKENS) :]]
 
 
 def word_spellings(model: NgramModel, tokenizer: Tokenizer, log_probs: NDArray[np.float64]) -> dict[str, int]:

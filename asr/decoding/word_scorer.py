@@ -11,19 +11,11 @@ import torch
 from torch import Tensor
 
 from asr.decoding.ngram import NgramModel
-from asr.decoding.spelling import LOG_ZERO, SPACE_MARK, is_tag, word_spellings
+from asr.decoding.spelling import LOG_ZERO, word_spellings, written_tokens
 from asr.decoding.word_tree import ROOT, Integers, Tree, grow
-from asr.tokenizer import BLANK_ID, EOS_ID, SPECIAL_TOKENS, Tokenizer
+from asr.tokenizer import BLANK_ID, EOS_ID, Tokenizer
 
 _LETTER_BITS = 21  # of a code point
-
-
-def fits_tokens(model: NgramModel, tokenizer: Tokenizer) -> bool:
-    """Whether a model is one of this tokenizer's tokens, for `TokenNgramScorer`, and not of words.
-
-    It is when its words, but for tags as `<s>`, are just the ordinary tokens, the space written as U+2581.
-    """
-    return {word for word in model.words if not is_tag(word)} == set(_written_tokens(tokenizer))
 
 
 class TokenNgramScorer:
@@ -41,7 +33,7 @@ class TokenNgramScorer:
     headroom = 0.0
 
     def __init__(self, model: NgramModel, tokenizer: Tokenizer) -> None:
-        written = _written_tokens(tokenizer)
+        written = written_tokens(tokenizer)
         ids = model.ids(written)
         missing = [token for token, index in zip(written, ids, strict=True) if index == model.unk_id]
         if missing:
@@ -185,11 +177,6 @@ class WordNgramScorer:
 
 def _device(model: NgramModel) -> torch.device:
     return next(model.buffers()).device
-
-
-def _written_tokens(tokenizer: Tokenizer) -> list[str]:
-    """The ordinary tokens as a model of tokens writes them."""
-    return [token.replace(" ", SPACE_MARK) for token in tokenizer.tokens[len(SPECIAL_TOKENS) :]]
 
 
 def _check_tokens(texts: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ class Tree:
         parents: The node of one letter less, (P,).
         letters: Code point of the last letter, (P,).
         masses: Summed probability of the words that begin so, (P,) float64; 1 for node 0.
-        words: Id of the word that is spelled so, (P,); that of `<unk>` if there is none.
+        words: Id of the word that is spelled so, (P,); the one for no word if there is none.
     """
 
     parents: Integers
@@ -28,14 +28,20 @@ class Tree:
     words: Integers
 
 
-def grow(spellings: dict[str, int], probabilities: NDArray[np.float64], unk_id: int) -> Tree:
-    """All words one letter further at a time; in sorted order, words with the same beginning are neighbours."""
+def grow(spellings: dict[str, int], probabilities: NDArray[np.float64], no_word: int) -> Tree:
+    """All words one letter further at a time; in sorted order, words with the same beginning are neighbours.
+
+    Args:
+        spellings: Ids by spelling.
+        probabilities: By id.
+        no_word: Stands where no word is spelled, such as the id of `<unk>`.
+    """
     texts = sorted(spellings)
     words = np.array([spellings[text] for text in texts])
     lengths = np.array([len(text) for text in texts])
     starts = lengths.cumsum() - lengths
     all_letters = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
-    columns = [(np.array([ROOT]), np.array([0]), np.array([1.0]), np.array([unk_id]))]
+    columns = [(np.array([ROOT]), np.array([0]), np.array([1.0]), np.array([no_word]))]
     num_nodes = 1
     growing, nodes = np.arange(len(texts)), np.full(len(texts), ROOT)
     for depth in range(int(lengths.max())):
@@ -49,7 +55,7 @@ def grow(spellings: dict[str, int], probabilities: NDArray[np.float64], unk_id: 
         num_nodes += len(firsts)
         # The shortest word with a beginning comes first; it may be no longer than that.
         shortest = growing[firsts]
-        spelled = np.where(lengths[shortest] == depth + 1, words[shortest], unk_id)
+        spelled = np.where(lengths[shortest] == depth + 1, words[shortest], no_word)
         masses = np.add.reduceat(probabilities[words[growing]], firsts)
         columns.append((parents[firsts], letters[firsts], masses, spelled))
     return Tree(*(np.concatenate(column) for column in zip(*columns, strict=True)))

@@ -390,7 +390,15 @@ def test_with_a_lexicon_a_batch_has_the_phones_of_its_utterances_too(utterances:
     moved = batch.to(torch.device("meta"))
     assert moved.phones is not None and moved.phones.is_meta
     stepped = make_dataset(spoken, phone_encoder=PHONES, padding_step_s=0.5)[plan_of(1, 0)]
-    assert stepped.phones is not None and stepped.phones.shape == (2, 63)
+    assert stepped.phones is not None and stepped.phones.shape == stepped.tokens.shape == (2, 63)
+    longer = make_dataset([replace(utterances[0], text=" ".join(["a"] * 40))], phone_encoder=PHONES, padding_step_s=0.5)
+    batch = longer[plan_of(0)]  # 79 tokens, 80 phones
+    assert batch.phones is not None and batch.phones.shape == batch.tokens.shape == (1, 127)
+    words = make_dataset(
+        [replace(utterances[0], text=" ".join(["abc"] * 10))], phone_encoder=PHONES, padding_step_s=0.5
+    )
+    batch = words[plan_of(0)]  # 39 tokens, 30 phones
+    assert batch.phones is not None and batch.phones.shape == (1, 63)
     assert make_dataset(spoken)[plan_of(0)].phones is None
 
 

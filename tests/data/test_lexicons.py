@@ -18,6 +18,8 @@ pytest.importorskip("espeakng_loader", reason="the extra `recipes` is not instal
         ("t|ʃ|n̩", ("t", "ʃ", "n")),  # a mark below
         ("(fr)ʒ|ɑ̃(en)", ("ʒ", "ɑ")),  # the rules of another language
         ("ˌɛ|m| ˌɑːɹ", ("ɛ", "m", "ɑɹ")),  # spelled
+        ("n|ˈi2|x|ˈɑu2", ("n", "i", "x", "ɑu")),  # tones
+        ("l|e-|z|ˌə", ("l", "e", "z", "ə")),
         ("", ()),
     ],
 )
@@ -53,3 +55,6 @@ def test_words_come_from_texts_manifests_and_n_gram_models_in_normal_form(tmp_pa
     (tmp_path / "lm.arpa").write_text(arpa)
     assert distinct_words([tmp_path / "a.txt"]) == {"the", "cat", "hat", "well", "known"}
     assert distinct_words([], ngram=tmp_path / "lm.arpa") == {"dog"}
+    (tmp_path / "tokens.arpa").write_text(arpa.replace("DOG", "\u2581do"))
+    with pytest.raises(ValueError, match=r"tokens\.arpa: a language model of tokens; name one of words, whose pronun"):
+        distinct_words([], ngram=tmp_path / "tokens.arpa")

@@ -15,7 +15,6 @@ from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.lexicon_scorer import LexiconScorer
 from asr.decoding.prefix_beam import prefix_beam_search
 from asr.decoding.scorers import Weighted
-from asr.decoding.spelling import LOG_ZERO
 from asr.pronunciation import Lexicon
 from asr.tokenizer import BLANK_ID, EOS_ID, CharTokenizer
 
@@ -125,8 +124,8 @@ def test_a_begun_word_has_been_given_the_mass_of_all_that_begin_so() -> None:
     # Of two pronunciations each counts: words that begin with t.
     masses = [float(unigrams[MODEL.ids([word])[0]]) * len(SPOKEN[word]) for word in ("to", "two", "too", "tut")]
     assert begun - total == pytest.approx(math.log(sum(masses)), **EXACT)
-    assert float(following[EOS_ID]) == LOG_ZERO, "a sentence does not end within a word"
-    assert all(float(following[form]) <= LOG_ZERO / 2 for form in forms_of(scorer, "t"))  # no word begins with t t
+    assert float(following[EOS_ID]) == -math.inf, "a sentence does not end within a word"
+    assert all(float(following[form]) == -math.inf for form in forms_of(scorer, "t"))  # no word begins with t t
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -149,9 +148,8 @@ def test_a_wide_search_finds_all_sentences_with_their_scores(seed: int, weight: 
         length_bonus=bonus,
         labels=scorer.labels,
     )
-    possible = [each for each in found if each.parts["ngram"] > LOG_ZERO / 2]
-    assert len(possible) == len(expected) > 100
-    for each, (words, phones) in zip(possible, sorted(expected, key=lambda key: -expected[key][0]), strict=True):
+    assert len(found) == len(expected) > 100, "and nothing that is no sentence"
+    for each, (words, phones) in zip(found, sorted(expected, key=lambda key: -expected[key][0]), strict=True):
         score, ctc = expected[words, phones]
         assert each.score == pytest.approx(score, abs=1e-6)
         assert each.parts["ctc"] == pytest.approx(ctc, abs=1e-6)
@@ -219,3 +217,25 @@ def test_only_what_is_looked_at_need_be_scored() -> None:
         assert torch.equal(part[row, own], whole[row, own])
     none, _ = scorer.score(state, wanted[:, :0])
     assert torch.equal(none[:, EOS_ID], whole[:, EOS_ID])
+
+
+@pytest.mark.parametrize("weight", [1e-6, 1.0])
+def test_what_is_no_sentence_is_never_found_however_little_the_model_weighs(weight: float) -> None:
+    """The phones t t t are heard clearly, but no words are spoken so."""
+    scorer = make_scorer()
+    log_probs = torch.full((1, 5, 4), -30.0)
+    for frame, label in enumerate([1, 0, 1, 0, 1]):
+        log_probs[0, frame, label] = 0.0
+    settings = {"beam_size": 50, "labels": scorer.labels}
+    [found] = prefix_beam_search(log_probs, torch.tensor([5]), scorers=[Weighted("ngram", weight, scorer)], **settings)
+    assert found[0].score > -math.inf
+    for each in found:
+        assert len(TOKENIZER.decode(scorer.spell(each.tokens)).split()) == sum(
+            token in {form for phone in PHONES for form in forms_of(scorer, phone)[1:]} for token in each.tokens
+        )
+
+
+def test_a_model_of_tokens_is_an_error() -> None:
+    tokens = make_model([token.replace(" ", "\u2581") for token in TOKENIZER.tokens[2:]])
+    with pytest.raises(ValueError, match=r"^it is a language model of tokens, but lexicon search needs one of words$"):
+        LexiconScorer(tokens, LEXICON, PHONES, TOKENIZER)

@@ -17,7 +17,8 @@ from asr.decoding.beam import beam_search
 from asr.decoding.ngram import NgramModel
 from asr.decoding.prefix_beam import prefix_beam_search
 from asr.decoding.scorers import Scorer, Weighted
-from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer, fits_tokens
+from asr.decoding.spelling import fits_tokens
+from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer
 from asr.tokenizer import BLANK_ID, EOS_ID, BpeTokenizer, CharTokenizer, Tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dogs and the dog hate that hat", "a dog's then on and on"]
