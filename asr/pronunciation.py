@@ -16,6 +16,7 @@ from asr.text import normalize
 
 Pronunciation = tuple[str, ...]
 
+_PLAIN = re.compile(r"[a-z]+(?:'[a-z]+)?")  # what `normalize` leaves as it is, but that takes longer to say
 _NUMBER = re.compile(r"\(\d+\)$")
 _PROBABILITY = re.compile(r"[01]\.\d+")
 
@@ -112,16 +113,17 @@ def read_lexicon(path: Path) -> Lexicon:
     with reading_text(path) as stream:
         for number, line in enumerate(stream, start=1):
             written, *phones = line.split() or [""]
-            word = written if written.isalpha() and written.islower() else normalize(_NUMBER.sub("", written))
+            word = written if _PLAIN.fullmatch(written) else normalize(_NUMBER.sub("", written))
             if not word or written.startswith(("<", "!")):  # Kaldi's silence and unknown words
                 continue
-            if phones and _PROBABILITY.fullmatch(phones[0]):
+            if phones and phones[0][0] in "01" and _PROBABILITY.fullmatch(phones[0]):
                 del phones[0]
             if not phones:
                 raise ValueError(f"{path}: line {number} has the word {word!r} without phones; write them behind it")
-            pronunciation = tuple(phones)
-            own = found.setdefault(word, [])
-            if pronunciation not in own:
+            own, pronunciation = found.get(word), tuple(phones)
+            if own is None:
+                found[word] = [pronunciation]
+            elif pronunciation not in own:
                 own.append(pronunciation)
     if not found:
         raise ValueError(f"{path}: holds no word; give a file with a word and its phones on every line")
