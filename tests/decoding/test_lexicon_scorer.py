@@ -239,3 +239,21 @@ def test_a_model_of_tokens_is_an_error() -> None:
     tokens = make_model([token.replace(" ", "\u2581") for token in TOKENIZER.tokens[2:]])
     with pytest.raises(ValueError, match=r"^it is a language model of tokens, but lexicon search needs one of words$"):
         LexiconScorer(tokens, LEXICON, PHONES, TOKENIZER)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_what_a_processor_finds() -> None:
+    log_probs = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(4)).mul(2).log_softmax(2)
+    on_gpu = LexiconScorer(make_model([*WORDS, "silent"]).cuda(), LEXICON, PHONES, TOKENIZER)
+    expected = search(make_scorer(), log_probs, [9, 2, 6])
+    found = prefix_beam_search(
+        log_probs.cuda(),
+        torch.tensor([9, 2, 6], device="cuda"),
+        beam_size=8,
+        scorers=[Weighted("ngram", 0.7, on_gpu)],
+        labels=on_gpu.labels,
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert [on_gpu.spell(each.tokens) for each in one] == [make_scorer().spell(each.tokens) for each in other]
+        assert [each.score for each in one] == pytest.approx([each.score for each in other], abs=1e-4)

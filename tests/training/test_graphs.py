@@ -27,6 +27,7 @@ from asr.data.batching import BatchPlan, Draw
 from asr.data.dataset import Batch, UtteranceDataset
 from asr.data.manifest import Utterance
 from asr.losses import LossConfig
+from asr.pronunciation import Lexicon, PhoneEncoder
 from asr.training.acceleration import compile_blocks
 from asr.training.distributed import Team
 from asr.training.graphs import CudaRecorder, RecordedLoss, Recorder
@@ -56,8 +57,10 @@ class ByHand:
         return replay, self.result
 
 
-def batches_of(utterances: list[Utterance], *rows: tuple[int, ...]) -> list[Batch]:
-    dataset = make_batches(utterances, MASKED).dataset
+def batches_of(
+    utterances: list[Utterance], *rows: tuple[int, ...], phone_encoder: PhoneEncoder | None = None
+) -> list[Batch]:
+    dataset = make_batches(utterances, MASKED, phone_encoder=phone_encoder).dataset
     return [dataset[BatchPlan(0, place, [Draw(index, 1.0) for index in each])] for place, each in enumerate(rows)]
 
 
@@ -71,6 +74,19 @@ def plain(task: HookedTask, batch: Batch) -> tuple[float, dict[str, Tensor]]:
 
 
 FEW, MANY, OTHERS = (0, 1), (0, 1, 2, 3), (2, 3)
+
+
+def spell_aloud(utterances: list[Utterance]) -> PhoneEncoder:
+    """Each word is spoken as it is spelled, backwards."""
+    words = {word for utterance in utterances for word in utterance.text.split()}
+    return PhoneEncoder(Lexicon({word: [tuple(word[::-1])] for word in words}), ["a", "b", "c"])
+
+
+def make_phone_task(utterances: list[Utterance]) -> HookedTask:
+    """A task with two CTC heads, whose two views are compared."""
+    task = make_task(MASKED, dropout=0.0, phones=["a", "b", "c"])
+    task.loss = LossConfig(phone_weight=0.7, consistency_weight=0.2)
+    return task
 
 
 def check_against_plain(task: HookedTask, batches: list[Batch], recorder: Recorder) -> RecordedLoss:
@@ -99,6 +115,14 @@ def test_loss_and_gradient_of_every_batch_are_those_without_recording(utterances
     recorded = check_against_plain(task, batches, recorder)
     assert recorder.count == 2
     assert recorded.names == ["ctc", *(["consistency"] if consistency_weight else []), "attention"]
+
+
+def test_phones_are_recorded_too(utterances):
+    batches = batches_of(utterances, FEW, FEW, MANY, MANY, FEW, MANY, FEW, phone_encoder=spell_aloud(utterances))
+    task = make_phone_task(utterances)
+    recorded = check_against_plain(task, batches, ByHand(6))
+    assert recorded.names == ["ctc", "consistency", "attention", "phone_ctc", "phone_consistency"]
+    assert float(plain(task, batches[0])[1]["phone_ctc.weight"].abs().max()) > 0
 
 
 def test_gradients_of_several_batches_add_up_in_place(utterances):
@@ -262,6 +286,11 @@ def test_a_gpu_replays_what_it_would_compute(tmp_path, utterances, compiled):
     assert len(check_against_plain(task, batches, CudaRecorder(device)).recordings) == 2
     if not compiled:
         check_training(tmp_path, utterances, device)
+    spoken = batches_of(utterances, FEW, FEW, MANY, MANY, FEW, phone_encoder=spell_aloud(utterances))
+    task = make_phone_task(utterances).to(device)
+    if compiled:
+        compile_blocks(task.model)
+    check_against_plain(task, [each.to(device) for each in spoken], CudaRecorder(device))
 
 
 @pytest.mark.gpu

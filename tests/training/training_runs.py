@@ -15,6 +15,7 @@ from asr.data.batching import BatchPlan
 from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset
 from asr.data.manifest import Utterance
 from asr.losses import Loss, LossConfig
+from asr.pronunciation import PhoneEncoder
 from asr.training.distributed import Team
 from asr.training.interfaces import Batches, TrainingTask, Validation
 from asr.training.optim import OptimConfig
@@ -150,19 +151,29 @@ class HookedTask(RecognitionTask):
         return super().forward(batch)
 
 
-def make_task(augment: AugmentConfig, *, dropout: float, seed: int = 1) -> HookedTask:
+def make_task(augment: AugmentConfig, *, dropout: float, seed: int = 1, phones: Sequence[str] = ()) -> HookedTask:
     torch.manual_seed(seed)
-    config = tiny.make_config(dropout=dropout)
+    config = tiny.make_config(dropout=dropout, phones=phones)
     model = checkpoint.build_model(config, tiny.make_tokenizer())
     spec_augment = SpecAugment(augment.spec, frame_s=config.features.hop_ms / 1000)
     return HookedTask(model, loss=LossConfig(), spec_augment=spec_augment)
 
 
 def make_batches(
-    utterances: list[Utterance], augment: AugmentConfig, *, max_batch_size: int = 2, team: Team | None = None
+    utterances: list[Utterance],
+    augment: AugmentConfig,
+    *,
+    max_batch_size: int = 2,
+    team: Team | None = None,
+    phone_encoder: PhoneEncoder | None = None,
 ) -> UtteranceBatches:
     dataset = UtteranceDataset(
-        utterances, tokenizer=tiny.make_tokenizer(), sample_rate=tiny.SAMPLE_RATE, augment=augment, seed=1
+        utterances,
+        tokenizer=tiny.make_tokenizer(),
+        sample_rate=tiny.SAMPLE_RATE,
+        augment=augment,
+        seed=1,
+        phone_encoder=phone_encoder,
     )
     loader = LoaderConfig(max_batch_size=max_batch_size)
     return UtteranceBatches(dataset, loader, speeds=augment.speeds, seed=1, pin_memory=False, team=team)
