@@ -81,7 +81,8 @@ class DecodingConfig:
             search exactly, but with these only after the last frame.
         token_margin: Prefix beam search tries tokens that are at most this much less probable than the best of their
             frame, a natural logarithm; infinity tries all.
-        num_best: Most hypotheses that are kept of an utterance in the end.
+        num_best: Most hypotheses that are kept of an utterance in the end; `lexicon` ranks a quarter of the beam anew,
+            if that is more, and keeps it.
         lm: Language models.
         hotwords: A file of words and phrases that are expected, one a line; None for none.
         hotword_bonus: What a phrase without a weight of its own in that file adds to a hypothesis that has it.
@@ -303,8 +304,9 @@ class Search:
             token_margin=config.token_margin,
             labels=lexicon.labels,
         )
+        num_best = max(config.num_best, config.beam_size // 4)
         spelled = [
-            _spelled(own, lexicon, most=length, num_best=config.num_best)
+            _spelled(own, lexicon, most=length, num_best=num_best)
             for own, length in zip(heard, encoding.lengths.tolist(), strict=True)
         ]
         found = add_ctc(spelled, encoding.log_probs, encoding.lengths)

@@ -150,6 +150,14 @@ def test_the_parts_of_words_by_phones_are_those_of_other_searches() -> None:
     assert shared > 5
 
 
+def test_a_quarter_of_the_beam_is_ranked_anew() -> None:
+    sizes = [
+        len(run(WAVEFORMS[:1], replace(LEXICON, beam_size=beam_size, num_best=num_best))[0].hypotheses)
+        for beam_size, num_best in ((40, 3), (40, 15), (8, 3))
+    ]
+    assert sizes == [10, 15, 3]
+
+
 def test_phones_with_the_whole_weight_leave_the_others_out() -> None:
     for found in run(WAVEFORMS, replace(LEXICON, phone_weight=1.0, length_bonus=0.3)):
         for each in found.hypotheses:
