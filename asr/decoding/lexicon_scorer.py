@@ -131,7 +131,8 @@ class LexiconScorer:
         endings = within.new_full((*within.shape, words.shape[1]), -math.inf)  # (R, P, H)
         endings[rows, columns, numbers] = own.clamp_min(LOG_ZERO) - state.given[rows]
         end = self._model.score(state.contexts, torch.full_like(state.nodes, self._model.eos_id)[:, None]).double()
-        end = torch.where(state.nodes[:, None] == ROOT, end.clamp_min(LOG_ZERO), -math.inf)
+        # Where no row of an utterance ends with its words, one within a word is better than none.
+        end = torch.where(state.nodes[:, None] == ROOT, end.clamp_min(LOG_ZERO), LOG_ZERO)
         forms = torch.cat([within[:, :, None], endings], dim=2).flatten(1)  # (R, P·(1 + H))
         return torch.cat([end, end, forms], dim=1), state
 

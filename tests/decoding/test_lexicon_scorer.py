@@ -15,6 +15,7 @@ from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.lexicon_scorer import LexiconScorer
 from asr.decoding.prefix_beam import prefix_beam_search
 from asr.decoding.scorers import Weighted
+from asr.decoding.spelling import LOG_ZERO
 from asr.pronunciation import Lexicon
 from asr.tokenizer import BLANK_ID, EOS_ID, CharTokenizer
 
@@ -124,7 +125,7 @@ def test_a_begun_word_has_been_given_the_mass_of_all_that_begin_so() -> None:
     # Of two pronunciations each counts: words that begin with t.
     masses = [float(unigrams[MODEL.ids([word])[0]]) * len(SPOKEN[word]) for word in ("to", "two", "too", "tut")]
     assert begun - total == pytest.approx(math.log(sum(masses)), **EXACT)
-    assert float(following[EOS_ID]) == -math.inf, "a sentence does not end within a word"
+    assert float(following[EOS_ID]) == LOG_ZERO, "a sentence ends within a word only where nothing else is found"
     assert all(float(following[form]) == -math.inf for form in forms_of(scorer, "t"))  # no word begins with t t
 
 
@@ -148,8 +149,9 @@ def test_a_wide_search_finds_all_sentences_with_their_scores(seed: int, weight: 
         length_bonus=bonus,
         labels=scorer.labels,
     )
-    assert len(found) == len(expected) > 100, "and nothing that is no sentence"
-    for each, (words, phones) in zip(found, sorted(expected, key=lambda key: -expected[key][0]), strict=True):
+    whole = [each for each in found if each.parts["ngram"] > LOG_ZERO / 2]
+    assert found[: len(whole)] == whole and len(whole) == len(expected) > 100
+    for each, (words, phones) in zip(whole, sorted(expected, key=lambda key: -expected[key][0]), strict=True):
         score, ctc = expected[words, phones]
         assert each.score == pytest.approx(score, abs=1e-6)
         assert each.parts["ctc"] == pytest.approx(ctc, abs=1e-6)
@@ -228,11 +230,23 @@ def test_what_is_no_sentence_is_never_found_however_little_the_model_weighs(weig
         log_probs[0, frame, label] = 0.0
     settings = {"beam_size": 50, "labels": scorer.labels}
     [found] = prefix_beam_search(log_probs, torch.tensor([5]), scorers=[Weighted("ngram", weight, scorer)], **settings)
-    assert found[0].score > -math.inf
+    last_forms = {form for phone in PHONES for form in forms_of(scorer, phone)[1:]}
     for each in found:
-        assert len(TOKENIZER.decode(scorer.spell(each.tokens)).split()) == sum(
-            token in {form for phone in PHONES for form in forms_of(scorer, phone)[1:]} for token in each.tokens
-        )
+        said = TOKENIZER.decode(scorer.spell(each.tokens)).split()
+        assert len(said) == sum(token in last_forms for token in each.tokens)
+
+
+def test_an_utterance_that_ends_within_a_word_keeps_the_words_before_it() -> None:
+    """With a beam of one, that is all that there is."""
+    scorer = make_scorer()
+    log_probs = torch.full((1, 7, 4), -30.0)
+    for frame, label in enumerate([3, 1, 0, 3, 1, 0, 1]):  # a t, and the beginning of a t t a
+        log_probs[0, frame, label] = 0.0
+    [[found]] = prefix_beam_search(
+        log_probs, torch.tensor([7]), beam_size=1, scorers=[Weighted("ngram", 1e-3, scorer)], labels=scorer.labels
+    )
+    assert found.parts["ngram"] < LOG_ZERO / 2 and found.score > -math.inf
+    assert len(TOKENIZER.decode(scorer.spell(found.tokens)).split()) >= 1
 
 
 def test_a_model_of_tokens_is_an_error() -> None:
