@@ -440,6 +440,11 @@ def test_what_a_lexicon_needs_is_told(compose: Callable[..., Any], recipe: str, 
 
 def test_lexicon_search_after_training_without_a_lexicon_is_refused(compose: Callable[..., Any], arguments: list[str]):
     with pytest.raises(
-        ValueError, match=r"^decoding\.mode is 'lexicon', but the model would know no phones; set lexicon="
+        ValueError, match=r"^decoding\.mode is 'lexicon', which needs decoding\.lexicon, the words' pronun"
     ):
         train.run(compose("train", *arguments, "decoding=lexicon"))
+    search = ["decoding=lexicon", "decoding.lexicon=a.txt", "decoding.lm.ngram=a.arpa"]
+    with pytest.raises(
+        ValueError, match=r"^decoding\.mode is 'lexicon', but the model would know no phones; set lexicon="
+    ):
+        train.run(compose("train", *arguments, *search))
