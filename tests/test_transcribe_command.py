@@ -259,7 +259,8 @@ def test_joint_search_without_a_decoder_is_one_line(workplace: Path, capsys: pyt
     assert run(["good.wav", "--decoding", "joint"], capsys) == (
         1,
         "",
-        "error: decoding.mode is 'joint', but this model has no attention decoder; use mode greedy, prefix_beam or lexicon\n",
+        "error: decoding.mode is 'joint', but this model has no attention decoder; "
+        "use mode greedy, prefix_beam or lexicon\n",
     )
 
 
