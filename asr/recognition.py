@@ -2,10 +2,11 @@
 
 # B utterances, S samples
 
+import gc
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -85,15 +86,20 @@ class SearchBuilder:
                     f"{loaded.path}: this model knows no phones, so decoding.mode 'lexicon' is not for it; "
                     "use another, or train it with lexicon=… and loss.phone_weight above 0"
                 )
-            with ThreadPoolExecutor(1) as thread:  # which mostly decompresses, and that leaves Python's lock alone
-                loading = thread.submit(load_ngram, ngram)
-                pronunciations = read_lexicon(lexicon)
-                model = loading.result().to(loaded.device)
-            try:
-                self._lexicons[key] = LexiconScorer(model, pronunciations, loaded.config.phones, loaded.tokenizer)
-            except ValueError as error:
-                raise ValueError(f"{lexicon} with {ngram}: {error}") from None
+            with _without_collections():
+                self._lexicons[key] = self._load_lexicon(ngram, lexicon)
         return self._lexicons[key]
+
+    def _load_lexicon(self, ngram: Path, lexicon: Path) -> LexiconScorer:
+        loaded = self.loaded
+        with ThreadPoolExecutor(1) as thread:  # which mostly decompresses, and that leaves Python's lock alone
+            loading = thread.submit(load_ngram, ngram)
+            pronunciations = read_lexicon(lexicon)
+            model = loading.result().to(loaded.device)
+        try:
+            return LexiconScorer(model, pronunciations, loaded.config.phones, loaded.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{lexicon} with {ngram}: {error}") from None
 
     def _ngram(self, path: Path, unknown_penalty: float) -> Scorer[Any]:
         key = (path, unknown_penalty)
@@ -115,6 +121,18 @@ class SearchBuilder:
             loaded.check_tokens(self.loaded.tokenizer)
             self._neural[path] = loaded.model
         return self._neural[path]
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Keeps Python from looking through the hundred thousands of small objects of a lexicon again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @torch.inference_mode()

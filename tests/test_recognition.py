@@ -1,5 +1,6 @@
 """Reading ahead in a thread, batches of like lengths, precision of the encoder, and the utterances of a manifest."""
 
+import gc
 import itertools
 import threading
 from collections.abc import Generator
@@ -191,6 +192,15 @@ def test_a_lexicon_for_a_model_without_phones_is_an_error(tmp_path: Path) -> Non
     message = r"^tiny: this model knows no phones, so decoding\.mode 'lexicon' is not for it; use another, or train it"
     with pytest.raises(ValueError, match=message):
         builder.build(config)
+
+
+def test_garbage_is_collected_after_a_lexicon_was_read_or_was_not(tmp_path: Path) -> None:
+    builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
+    builder.build(config)
+    assert gc.isenabled()
+    with pytest.raises(FileNotFoundError):
+        builder.build(replace(config, lexicon=tmp_path / "nothing.txt"))
+    assert gc.isenabled()
 
 
 def test_a_lexicon_that_does_not_fit_is_named(tmp_path: Path) -> None:
