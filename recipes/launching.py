@@ -13,9 +13,10 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from language_schema import TrainLmRecipe
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from schema import TrainLmRecipe, TrainRecipe, register
+from schema import TrainRecipe, register
 
 from asr.errors import one_line
 from asr.training.distributed import leave, own_rank

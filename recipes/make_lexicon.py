@@ -1,7 +1,7 @@
 """Makes a pronunciation lexicon: python recipes/make_lexicon.py ngram=words.arpa.gz output=lexicon.txt.xz"""
 
+from language_schema import MakeLexiconRecipe
 from launching import launch
-from schema import MakeLexiconRecipe
 
 from asr.data.lexicons import distinct_words, espeak_lexicon
 from asr.pronunciation import write_lexicon

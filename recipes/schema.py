@@ -5,6 +5,7 @@ from pathlib import Path
 
 import sweeps
 from hydra.core.config_store import ConfigStore
+from language_schema import MakeLexiconRecipe, TrainLmRecipe, TrainNgramRecipe
 from model_card import CardConfig
 from omegaconf import MISSING
 
@@ -15,10 +16,8 @@ from asr.data.folder import FolderConfig
 from asr.data.librispeech import LibriSpeechConfig
 from asr.data.synthetic import SyntheticConfig
 from asr.decoding.search import LEXICON_NEEDS, DecodingConfig
-from asr.ngrams.training import NgramTrainingConfig
 from asr.pseudo_labels import SelectionConfig
 from asr.tokenizer import TokenizerConfig
-from asr.training.language import LanguageTrainingConfig
 from asr.training.run import TrainingConfig
 from asr.training.tracking import KINDS as TRACKERS
 from asr.variants import DefaultSearch, TunedSearch, read_tuned, variant_name, variants, with_weights
@@ -289,79 +288,6 @@ class PictureRecipe:
     output: Path = MISSING
     dpi: int = 100
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-
-
-@dataclass(slots=True, kw_only=True)
-class TrainNgramRecipe(NgramTrainingConfig):
-    """`recipes/train_ngram.py`: texts to an n-gram model.
-
-    Attributes:
-        texts: Text files, one sentence a line, plain, .gz or .xz, and manifests; all words count alike.
-        output: The ARPA file, plain, .gz or .xz by its ending.
-        valid: Texts or manifests to measure the perplexity on.
-    """
-
-    texts: list[Path] = MISSING
-    output: Path = MISSING
-    valid: list[Path] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        NgramTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
-        if not self.texts:
-            raise ValueError("texts is empty; name at least one text or manifest")
-
-
-@dataclass(slots=True, kw_only=True)
-class MakeLexiconRecipe:
-    """`recipes/make_lexicon.py`: words to their pronunciations, by espeak-ng.
-
-    Attributes:
-        texts: Texts and manifests whose words are looked up.
-        ngram: An n-gram model of words whose words are looked up too.
-        output: The lexicon, plain or .xz by its ending.
-        language: A voice of espeak-ng by its language code.
-    """
-
-    texts: list[Path] = field(default_factory=list)
-    ngram: Path | None = None
-    output: Path = MISSING
-    language: str = "en-us"
-
-    def __post_init__(self) -> None:
-        if not self.texts and self.ngram is None:
-            raise ValueError("there are no words to look up; set texts=[…], ngram=…, or both")
-        if self.output.suffix == ".gz":
-            raise ValueError(f"output is {self.output}; a lexicon is written plain or as .xz")
-
-
-@dataclass(slots=True, kw_only=True)
-class TrainLmRecipe(LanguageTrainingConfig):
-    """`recipes/train_lm.py`: text to a language model and its perplexity.
-
-    Attributes:
-        name: Names the run and its folder, runs/NAME.
-        recognizer: The model folder or run folder of the recogniser that it is for: it has the same tokens.
-        texts: What to learn from: text files (.gz and .xz too), manifests (.jsonl).
-        valid: What to choose the model on.
-        holdout_sentences: Where `valid` names nothing, so many sentences of `texts` are kept back for it.
-        device: `auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`.
-        num_threads: Processor threads of the model; 0 takes all.
-        tracking: `tensorboard`, `wandb` or `none`.
-    """
-
-    name: str = MISSING
-    recognizer: Path = MISSING
-    texts: list[Path] = MISSING
-    valid: list[Path] = field(default_factory=list)
-    holdout_sentences: int = 2000
-    device: str = "auto"
-    num_threads: int = 0
-    tracking: str = "tensorboard"
-
-    def __post_init__(self) -> None:
-        LanguageTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
-        if self.tracking not in TRACKERS:
-            raise ValueError(f"tracking is {self.tracking!r}; choose one of {', '.join(TRACKERS)}")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Trains a language model: python recipes/train_lm.py 'texts=[books.txt.xz]' recognizer=runs/an4 name=books"""
 
+from language_schema import TrainLmRecipe
 from launching import launch, run_folder, write_config
-from schema import TrainLmRecipe
 
 from asr.checkpoint import find_model, read_tokenizer
 from asr.data.sentences import read_sentences

@@ -1,7 +1,7 @@
 """Trains an n-gram model: python recipes/train_ngram.py 'texts=[books.txt.xz,train.jsonl]' output=lm.arpa.gz order=4"""
 
+from language_schema import TrainNgramRecipe
 from launching import launch
-from schema import TrainNgramRecipe
 
 from asr.decoding.arpa import write_arpa
 from asr.decoding.ngram import NgramModel
