@@ -18,7 +18,7 @@ class LoadedLanguageModel:
 
     Attributes:
         model: The network, on its device.
-        tokenizer: Whose tokens it predicts: that of the recogniser it was trained for.
+        tokenizer: Whose tokens it predicts: that of the recogniser it was trained for, or its own.
         config: Its sizes.
         training: What is known of its training, for people: steps, scores.
         path: The folder that it came from.
@@ -46,8 +46,8 @@ class LoadedLanguageModel:
             own, other = self.tokenizer.tokens[first], tokenizer.tokens[first]
             difference = f"{own!r} as token {first}, but the recogniser {other!r}"
         raise ValueError(
-            f"{self.path}: the language model has {difference}; train one with this recogniser's tokenizer "
-            "(recipes/train_lm.py recognizer=…)"
+            f"{self.path}: the language model has {difference}; use it in a second pass (mode rescore or lexicon), or "
+            "train one with this recogniser's tokenizer (recipes/train_lm.py recognizer=…)"
         )
 
 

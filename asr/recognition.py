@@ -24,13 +24,13 @@ from asr.decoding.arpa import load_ngram
 from asr.decoding.hotwords import HotwordScorer, read_hotwords
 from asr.decoding.hypothesis import align
 from asr.decoding.lexicon_scorer import LexiconScorer
+from asr.decoding.neural_lm import NeuralLmScorer, SentenceScorer
 from asr.decoding.scorers import Scorer
-from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search, encode
+from asr.decoding.search import TOKEN_LM_MODES, DecodingConfig, Encoding, Recognition, Search, encode
 from asr.decoding.spelling import fits_tokens
 from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer
 from asr.devices import pick_dtype
-from asr.lm_checkpoint import load_language_model
-from asr.nn.lm import LanguageModel
+from asr.lm_checkpoint import LoadedLanguageModel, load_language_model
 from asr.nn.model import Recognizer
 from asr.pronunciation import read_lexicon
 from asr.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ class SearchBuilder:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self._ngrams: dict[tuple[Path, float], Scorer[Any]] = {}
-        self._neural: dict[Path, LanguageModel] = {}
+        self._neural: dict[Path, LoadedLanguageModel] = {}
         self._lexicons: dict[tuple[Path, Path], LexiconScorer] = {}
 
     def build(self, config: DecodingConfig) -> Search:
@@ -72,7 +72,8 @@ class SearchBuilder:
             loaded.model,
             config,
             ngram=self._ngram(lm.ngram, lm.unknown_penalty) if lm.ngram and config.mode != "lexicon" else None,
-            neural=self._language_model(lm.neural) if lm.neural else None,
+            neural=self._tokens(lm.neural) if lm.neural and config.mode in TOKEN_LM_MODES else None,
+            sentences=self._sentences(lm.neural) if lm.neural and config.mode not in TOKEN_LM_MODES else None,
             hotwords=hotwords,
             lexicon=self._lexicon(lm.ngram, config.lexicon) if lm.ngram and config.lexicon else None,
         )
@@ -115,11 +116,21 @@ class SearchBuilder:
                 raise ValueError(f"{path}: {error}") from None
         return self._ngrams[key]
 
-    def _language_model(self, path: Path) -> LanguageModel:
+    def _tokens(self, path: Path) -> NeuralLmScorer:
+        loaded = self._language_model(path)
+        loaded.check_tokens(self.loaded.tokenizer)
+        return NeuralLmScorer(loaded.model)
+
+    def _sentences(self, path: Path) -> SentenceScorer:
+        loaded = self._language_model(path)
+        try:
+            return SentenceScorer(loaded.model, loaded.tokenizer, self.loaded.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def _language_model(self, path: Path) -> LoadedLanguageModel:
         if path not in self._neural:
-            loaded = load_language_model(path, device=self.loaded.device)
-            loaded.check_tokens(self.loaded.tokenizer)
-            self._neural[path] = loaded.model
+            self._neural[path] = load_language_model(path, device=self.loaded.device)
         return self._neural[path]
 
 

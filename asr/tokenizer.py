@@ -23,6 +23,7 @@ class Tokenizer(ABC):
     Attributes:
         tokens: every token in readable form; its index is its id. A BPE token that begins a word begins with U+2581.
         texts: what each token adds to the decoded text; a leading space begins a word. Empty for special tokens.
+        characters: all that occur in those texts.
     """
 
     def __init__(self, tokens: Sequence[str], texts: Sequence[str]) -> None:
@@ -34,7 +35,7 @@ class Tokenizer(ABC):
         """
         self.tokens = list(tokens)
         self.texts = list(texts)
-        self._characters = frozenset("".join(texts))
+        self.characters = frozenset("".join(texts))
 
     @property
     def vocab_size(self) -> int:
@@ -48,7 +49,7 @@ class Tokenizer(ABC):
             ValueError: the text has a character that the vocabulary lacks.
         """
         text = " ".join(text.split())
-        if not self._characters.issuperset(text):
+        if not self.characters.issuperset(text):
             raise ValueError(self._describe_unknown(text))
         return self._encode(text)
 
@@ -94,7 +95,7 @@ class Tokenizer(ABC):
         return self.texts[token_id]
 
     def _describe_unknown(self, text: str) -> str:
-        position = next(index for index, char in enumerate(text) if char not in self._characters)
+        position = next(index for index, char in enumerate(text) if char not in self.characters)
         excerpt = text[max(0, position - 40) : position + 40]
         return (
             f"the tokenizer has no token for {text[position]!r} (U+{ord(text[position]):04X}) in the text {excerpt!r}; "

@@ -59,7 +59,10 @@ class TrainLmRecipe(LanguageTrainingConfig):
 
     Attributes:
         name: Names the run and its folder, runs/NAME.
-        recognizer: The model folder or run folder of the recogniser that it is for: it has the same tokens.
+        recognizer: The model folder or run folder of a recogniser, whose tokens it takes, so that it can share in any
+            beam search of that.
+        pieces: In place of `recognizer`: this many tokens of its own (byte-pair encoding, learned from `texts`), fewer
+            a word, so that it learns more in a time; it ranks what a first search found, of any recogniser.
         texts: What to learn from: text files (.gz and .xz too), manifests (.jsonl).
         valid: What to choose the model on.
         holdout_sentences: Where `valid` names nothing, so many sentences of `texts` are kept back for it.
@@ -69,7 +72,8 @@ class TrainLmRecipe(LanguageTrainingConfig):
     """
 
     name: str = MISSING
-    recognizer: Path = MISSING
+    recognizer: Path | None = None
+    pieces: int = 0
     texts: list[Path] = MISSING
     valid: list[Path] = field(default_factory=list)
     holdout_sentences: int = 2000
@@ -79,5 +83,10 @@ class TrainLmRecipe(LanguageTrainingConfig):
 
     def __post_init__(self) -> None:
         LanguageTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
+        if (self.recognizer is None) == (not self.pieces):
+            raise ValueError(
+                f"recognizer is {self.recognizer} and pieces is {self.pieces}; set one: recognizer=… for a model over "
+                "that recogniser's tokens, or pieces=4000 for one over pieces of words, to rank what was found"
+            )
         if self.tracking not in TRACKERS:
             raise ValueError(f"tracking is {self.tracking!r}; choose one of {', '.join(TRACKERS)}")

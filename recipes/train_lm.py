@@ -1,12 +1,13 @@
-"""Trains a language model: python recipes/train_lm.py 'texts=[books.txt.xz]' recognizer=runs/an4 name=books"""
+"""Trains a language model: python recipes/train_lm.py 'texts=[books.txt.xz]' pieces=4000 name=books"""
 
 from language_schema import TrainLmRecipe
 from launching import launch, run_folder, write_config
 
 from asr.checkpoint import find_model, read_tokenizer
-from asr.data.sentences import read_sentences
+from asr.data.sentences import read_sentences, read_texts
 from asr.devices import pick_device
 from asr.lm_checkpoint import load_language_model
+from asr.tokenizer import BpeTokenizer
 from asr.training.language import perplexity, train_language_model
 from asr.training.tracking import make_tracker
 
@@ -15,7 +16,10 @@ def run(recipe: TrainLmRecipe) -> None:
     """Reads the texts, trains, and prints the perplexity of the chosen model."""
     folder, device = run_folder(), pick_device(recipe.device, num_threads=recipe.num_threads)
     write_config(recipe, folder)
-    tokenizer = read_tokenizer(find_model(recipe.recognizer))
+    if recipe.recognizer is not None:
+        tokenizer = read_tokenizer(find_model(recipe.recognizer))
+    else:
+        tokenizer = BpeTokenizer.train(read_texts(recipe.texts), vocab_size=recipe.pieces)
     train = read_sentences(recipe.texts, tokenizer, recipe.loader)
     if recipe.valid:
         valid = read_sentences(recipe.valid, tokenizer, recipe.loader)

@@ -139,6 +139,6 @@ def test_other_tokens_are_refused(folder: Path, characters: str, difference: str
     with pytest.raises(ValueError) as caught:
         loaded_with(folder, characters).check_tokens(tiny.make_tokenizer())
     assert str(caught.value) == (
-        f"{folder}: the language model has {difference}; train one with this recogniser's tokenizer "
-        "(recipes/train_lm.py recognizer=…)"
+        f"{folder}: the language model has {difference}; use it in a second pass (mode rescore or "
+        "lexicon), or train one with this recogniser's tokenizer (recipes/train_lm.py recognizer=…)"
     )

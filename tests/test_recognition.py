@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import shutil
 import threading
 from collections.abc import Generator
 from contextlib import closing
@@ -16,10 +17,14 @@ from utterances import make_utterances
 
 from asr.audio import AudioError
 from asr.decoding.arpa import write_arpa
+from asr.decoding.neural_lm import sequence_log_probs
 from asr.decoding.ngram import NgramTable, NgramTables
 from asr.decoding.search import DecodingConfig, FusionConfig, encode
+from asr.lm_checkpoint import save_language_model
+from asr.nn.lm import LanguageModel, LanguageModelConfig
 from asr.pronunciation import Lexicon, write_lexicon
 from asr.recognition import SearchBuilder, encode_batch, encode_utterances, pack, read_ahead
+from asr.tokenizer import BpeTokenizer, CharTokenizer, Tokenizer
 
 RATE = tiny.SAMPLE_RATE
 
@@ -211,3 +216,69 @@ def test_a_lexicon_that_does_not_fit_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=message):
         builder.build(config)
+
+
+# Neural language models
+
+
+def make_neural(folder: Path, tokenizer: Tokenizer) -> LanguageModel:
+    """A language model over these tokens, in a folder of its own."""
+    torch.manual_seed(2)
+    config = LanguageModelConfig(num_layers=2, width=tiny.WIDTH, num_heads=2, feedforward_width=32)
+    model = tiny.randomized(LanguageModel(config, vocab_size=tokenizer.vocab_size))
+    save_language_model(folder, model.state_dict(), config=config, tokenizer=tokenizer, training={})
+    return model
+
+
+@pytest.mark.parametrize("mode", ["rescore", "lexicon"])
+def test_a_neural_model_of_other_tokens_scores_sentences_in_a_second_pass(tmp_path: Path, mode: str) -> None:
+    pieces = BpeTokenizer.train(["aba aba ab", "c ab"], vocab_size=9)
+    neural = make_neural(tmp_path / "lm", pieces)
+    builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
+    fusion = replace(config.lm, neural=tmp_path / "lm", neural_weight=0.7)
+    if mode == "rescore":
+        config = DecodingConfig(mode="rescore", lm=replace(fusion, ngram=None))
+    else:
+        config = replace(config, lm=fusion, phone_weight=0.4)
+    encoding = encode(builder.loaded.model, tiny.noise(3000)[None], torch.tensor([3000]))
+    (found,) = builder.build(config)(encoding)
+    letters = builder.loaded.tokenizer
+    assert len({len(each.tokens) for each in found.hypotheses}) > 1
+    for each in found.hypotheses:
+        own = pieces.encode(letters.decode(each.tokens))
+        assert each.parts["neural"] == pytest.approx(float(sequence_log_probs(neural, [own])), abs=1e-4)
+        parts, share = each.parts, 0.6 if mode == "lexicon" else 1.0
+        expected = share * (0.3 * parts["ctc"] + 0.7 * parts["attention"]) + 0.7 * parts["neural"]
+        if mode == "lexicon":
+            expected += 0.4 * parts["phones"] + 0.5 * parts["ngram"]
+        assert each.score == pytest.approx(expected)
+
+
+def test_a_neural_model_of_other_tokens_has_no_place_where_tokens_are_scored_one_by_one(tmp_path: Path) -> None:
+    make_neural(tmp_path / "lm", BpeTokenizer.train(["aba aba ab", "c ab"], vocab_size=9))
+    builder, _ = make_spoken(tmp_path, phones=[])
+    message = rf"^{tmp_path}/lm: the language model has 9 tokens, but the recogniser 6; use it in a second pass \(mode "
+    with pytest.raises(ValueError, match=message):
+        builder.build(DecodingConfig(mode="joint", lm=FusionConfig(neural=tmp_path / "lm")))
+
+
+def test_a_neural_model_of_the_same_tokens_is_loaded_once_and_scores_tokens_and_sentences_alike(tmp_path: Path) -> None:
+    make_neural(tmp_path / "lm", tiny.make_tokenizer())
+    builder, _ = make_spoken(tmp_path, phones=[])
+    lm = FusionConfig(neural=tmp_path / "lm")
+    joint = builder.build(DecodingConfig(mode="joint", beam_size=30, num_best=30, lm=lm))
+    shutil.rmtree(tmp_path / "lm")
+    rescored = builder.build(DecodingConfig(mode="rescore", beam_size=30, num_best=30, lm=lm))
+    encoding = encode(builder.loaded.model, tiny.noise(600)[None], torch.tensor([600]))
+    parts = {each.tokens: each.parts for each in joint(encoding)[0].hypotheses}
+    shared = [each for each in rescored(encoding)[0].hypotheses if each.tokens in parts]
+    assert len(shared) > 3
+    for each in shared:
+        assert each.parts["neural"] == pytest.approx(parts[each.tokens]["neural"], abs=1e-4)
+
+
+def test_a_neural_model_that_lacks_a_letter_is_named(tmp_path: Path) -> None:
+    make_neural(tmp_path / "lm", CharTokenizer(" ab"))
+    builder, _ = make_spoken(tmp_path, phones=[])
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/lm: the language model has no token for 'c', which the recog"):
+        builder.build(DecodingConfig(mode="rescore", lm=FusionConfig(neural=tmp_path / "lm")))

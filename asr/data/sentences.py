@@ -5,7 +5,7 @@
 import logging
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -97,6 +97,26 @@ class Sentences:
         return self.where(~held), self.where(held)
 
 
+def read_texts(paths: Sequence[Path], *, progress: bool = True) -> Iterator[str]:
+    """The normalised sentences of texts and manifests, as `read_sentences` takes them, one by one.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file cannot be read as text.
+    """
+    for _, _, text in _read_lines(paths, progress=progress):
+        yield text
+
+
+def _read_lines(paths: Sequence[Path], *, progress: bool) -> Iterator[tuple[Path, str, str]]:
+    """File, place and normalised text of every sentence."""
+    lines = ((path, where, text) for path in paths for where, text in read_lines(path))
+    for path, where, text in tqdm(
+        lines, "reading text", unit=" sentences", disable=None if progress else True, leave=False
+    ):
+        yield path, where, normalize_quickly(text)
+
+
 def read_sentences(
     paths: Sequence[Path], tokenizer: Tokenizer, config: SentenceLoaderConfig, *, progress: bool = True
 ) -> Sentences:
@@ -104,7 +124,7 @@ def read_sentences(
 
     Args:
         paths: Text files with a sentence a line (plain, .gz or .xz), and manifests (.jsonl), whose texts are taken.
-        tokenizer: The recogniser's.
+        tokenizer: Turns them into tokens.
         config: What is unusable, and what becomes of it.
         progress: Whether to show a progress bar.
 
@@ -115,11 +135,7 @@ def read_sentences(
     tokens, lengths, num_words = array("H" if tokenizer.vocab_size <= 2**16 else "i"), array("i"), array("i")
     unusable: list[str] = []  # the first ones
     num_unusable = 0
-    lines = ((path, where, text) for path in paths for where, text in read_lines(path))
-    for path, where, text in tqdm(
-        lines, "reading text", unit=" sentences", disable=None if progress else True, leave=False
-    ):
-        text = normalize_quickly(text)
+    for path, where, text in _read_lines(paths, progress=progress):
         own, fault = _encode(text, tokenizer, config)
         if fault is not None:
             num_unusable += 1

@@ -1,4 +1,4 @@
-"""The Transformer language model in recognition: token by token in a search, and on whole hypotheses for rescoring."""
+"""The Transformer language model in recognition: token by token in a search, or whole sentences in a second pass."""
 
 # B utterances, N hypotheses of an utterance, R = B·N rows, V vocabulary; K sequences of a batch, U tokens
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asr.nn.lm import LanguageModel, LanguageModelState
-from asr.tokenizer import EOS_ID
+from asr.tokenizer import EOS_ID, Tokenizer
 
 _PADDING = -100  # what cross_entropy skips
 
@@ -55,6 +55,36 @@ class NeuralLmScorer:
     def advance(self, state: NeuralLmState, rows: Tensor, tokens: Tensor) -> NeuralLmState:
         """Reorders the caches; see `Scorer.advance`."""
         return NeuralLmState(state.lm.select(rows), tokens)
+
+
+class SentenceScorer:
+    """The language model's log-probability of whole sentences, whatever its tokens are.
+
+    Args:
+        model: In eval mode.
+        tokenizer: That of the model.
+        spelling: The recogniser's tokenizer.
+
+    Raises:
+        ValueError: If the model is in training mode, or lacks a character that the recogniser writes.
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, spelling: Tokenizer) -> None:
+        _refuse_training(model)
+        if missing := sorted(spelling.characters - tokenizer.characters):
+            raise ValueError(
+                f"the language model has no token for {missing[0]!r}, which the recogniser writes; train one on texts "
+                "that have it"
+            )
+        self.model = model
+        self._tokenizer, self._spelling = tokenizer, spelling
+        self._is_same = tokenizer.tokens == spelling.tokens
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Natural logarithms (K,) float64 of K sentences in the recogniser's tokens, ends of sentence included."""
+        if not self._is_same:
+            sequences = [self._tokenizer.encode(self._spelling.decode(sequence)) for sequence in sequences]
+        return sequence_log_probs(self.model, sequences)
 
 
 @torch.inference_mode()

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asr.decoding.hypothesis import Hypothesis
-from asr.decoding.neural_lm import sequence_log_probs
+from asr.decoding.neural_lm import SentenceScorer
 from asr.decoding.spelling import LOG_ZERO
 from asr.nn.decoder import TransformerDecoder
-from asr.nn.lm import LanguageModel
 from asr.tokenizer import BLANK_ID, EOS_ID
 
 _MAX_LOGITS = 2**26  # that are held at a time: 256 MB
@@ -27,7 +26,7 @@ def rescore(
     *,
     weights: Mapping[str, float],
     length_bonus: float = 0.0,
-    neural: LanguageModel | None = None,
+    neural: SentenceScorer | None = None,
 ) -> list[list[Hypothesis]]:
     """Adds the attention decoder's score, and a language model's, and ranks by the weighted sum of all parts.
 
@@ -38,7 +37,7 @@ def rescore(
         lengths: (B,) integers.
         weights: Of each part by name: those that are there, `attention`, and `neural` where that is given.
         length_bonus: Added for every token.
-        neural: A language model over the tokens, in eval mode.
+        neural: A language model's scores of whole sentences.
 
     Returns:
         The same hypotheses with more parts, best first.
@@ -48,7 +47,7 @@ def rescore(
         attention = attention_log_probs(decoder, frames, lengths, found)
     language = [[0.0] * len(own) for own in found]
     if neural is not None:
-        flat = sequence_log_probs(neural, [each.tokens for own in found for each in own]).tolist()
+        flat = neural([each.tokens for own in found for each in own]).tolist()
         places = iter(flat)
         language = [[next(places) for _ in own] for own in found]
     ranked = []

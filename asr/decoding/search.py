@@ -14,13 +14,12 @@ from asr.decoding.beam import beam_search
 from asr.decoding.ctc import CtcScorer, greedy_search
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.lexicon_scorer import LexiconScorer
-from asr.decoding.neural_lm import NeuralLmScorer
+from asr.decoding.neural_lm import SentenceScorer
 from asr.decoding.prefix_beam import prefix_beam_search
 from asr.decoding.rescore import add_ctc, rescore
 from asr.decoding.scorers import AttentionScorer, Scorer, Weighted
 from asr.decoding.spelling import LOG_ZERO
 from asr.nn.decoder import TransformerDecoder
-from asr.nn.lm import LanguageModel
 from asr.nn.model import Recognizer
 
 MODES = ("greedy", "prefix_beam", "attention", "joint", "rescore", "lexicon")
@@ -28,7 +27,8 @@ LEXICON_NEEDS = (
     "decoding.mode is 'lexicon', which needs decoding.lexicon, the words' pronunciations, and decoding.lm.ngram, a "
     "model of the words; set both"
 )
-_NEED_DECODER = ("attention", "joint", "rescore")
+TOKEN_LM_MODES = ("attention", "joint")  # where a neural language model scores token by token
+_NEED_DECODER = (*TOKEN_LM_MODES, "rescore")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +39,8 @@ class FusionConfig:
         ngram: An ARPA file, over words or over the recogniser's tokens; None for none.
         ngram_weight: Its weight, at least 0.
         unknown_penalty: Added for every word that a model over words does not know, at most 0.
-        neural: Folder of a Transformer language model over the recogniser's tokens; None for none.
+        neural: Folder of a Transformer language model; None for none. Over tokens of its own it has a place in the
+            modes with a second pass alone, over the recogniser's in `attention` and `joint` too.
         neural_weight: Its weight, at least 0.
         internal_weight: Share of what the attention decoder has learnt of the training transcripts' language that is
             taken away again (Meng et al. 2021), at least 0.
@@ -128,7 +129,7 @@ class DecodingConfig:
         places = {
             "lm.ngram": (self.lm.ngram, MODES[1:]),
             "lm.neural": (self.lm.neural, (*_NEED_DECODER, "lexicon")),
-            "lm.internal_weight": (self.lm.internal_weight, ("attention", "joint")),
+            "lm.internal_weight": (self.lm.internal_weight, TOKEN_LM_MODES),
             "hotwords": (self.hotwords, MODES[1:-1]),
             "lexicon": (self.lexicon, ("lexicon",)),
         }
@@ -206,7 +207,8 @@ class Search:
         model: The recogniser, in eval mode, on its device.
         config: How to search.
         ngram: Scores by the model that `config.lm.ngram` names.
-        neural: The model that `config.lm.neural` names.
+        neural: Scores of tokens by the model that `config.lm.neural` names, for `attention` and `joint`.
+        sentences: Scores of whole sentences by that model, for the modes with a second pass.
         hotwords: Scores by the phrases that `config.hotwords` names.
         lexicon: Scores by the model that `config.lm.ngram` names, over the phones in `config.lexicon`.
 
@@ -220,7 +222,8 @@ class Search:
         config: DecodingConfig,
         *,
         ngram: Scorer[Any] | None = None,
-        neural: LanguageModel | None = None,
+        neural: Scorer[Any] | None = None,
+        sentences: SentenceScorer | None = None,
         hotwords: Scorer[Any] | None = None,
         lexicon: LexiconScorer | None = None,
     ) -> None:
@@ -232,7 +235,8 @@ class Search:
         if config.mode == "lexicon" and lexicon is None:
             raise ValueError(LEXICON_NEEDS)
         self.model, self.config = model, config
-        self._ngram, self._neural, self._hotwords, self._lexicon = ngram, neural, hotwords, lexicon
+        self._ngram, self._neural, self._sentences = ngram, neural, sentences
+        self._hotwords, self._lexicon = hotwords, lexicon
 
     @torch.inference_mode()
     def __call__(self, encoding: Encoding) -> list[Recognition]:
@@ -320,14 +324,14 @@ class Search:
         config = self.config
         ctc_weight = config.ctc_weight if self.has_decoder else 1.0
         weights = weights | {"ctc": share * ctc_weight, "attention": share * (1 - ctc_weight)}
-        if self._neural is not None:
+        if self._sentences is not None:
             weights["neural"] = config.lm.neural_weight
         return rescore(
             found,
             self.model.decoder if weights["attention"] else None,
             encoding.frames,
             encoding.lengths,
-            neural=self._neural,
+            neural=self._sentences,
             weights=weights,
             length_bonus=config.length_bonus,
         )
@@ -343,7 +347,7 @@ class Search:
             attention = AttentionScorer(decoder, encoding.frames, encoding.lengths)
             scorers.append(Weighted("attention", 1 - ctc_weight, attention))
         if self._neural is not None and lm.neural_weight:
-            scorers.append(Weighted("neural", lm.neural_weight, NeuralLmScorer(self._neural)))
+            scorers.append(Weighted("neural", lm.neural_weight, self._neural))
         if lm.internal_weight:
             scorers.append(Weighted("internal", -lm.internal_weight, internal_scorer(decoder, encoding.frames)))
         scorers += self._shared()

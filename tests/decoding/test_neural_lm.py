@@ -1,16 +1,20 @@
-"""The language model in recognition: token by token and as a whole it says the same, and a search finds its best."""
+"""The language model in recognition: token by token and as a whole it says the same, and a search finds its best.
+
+In a second pass its tokens may be others than the recogniser's.
+"""
 
 import itertools
+from functools import partial
 
 import pytest
 import tiny
 import torch
 
 from asr.decoding.beam import beam_search
-from asr.decoding.neural_lm import NeuralLmScorer, sequence_log_probs
+from asr.decoding.neural_lm import NeuralLmScorer, SentenceScorer, sequence_log_probs
 from asr.decoding.scorers import Weighted
 from asr.nn.lm import LanguageModel, LanguageModelConfig
-from asr.tokenizer import EOS_ID
+from asr.tokenizer import EOS_ID, BpeTokenizer, CharTokenizer
 
 VOCAB_SIZE = 5
 SEQUENCES = [[2, 3], [], [4, 4, 2, 3, 3, 4], [3], [2, 2, 2], [4, 2]]
@@ -58,6 +62,29 @@ def test_no_batch_is_larger_than_allowed_and_a_longer_sequence_goes_alone(lm, mo
 
 def test_no_sequences_have_no_scores(lm):
     assert sequence_log_probs(lm, []).shape == (0,)
+
+
+def test_sentences_are_scored_in_the_models_own_pieces():
+    pieces = BpeTokenizer.train(["ab ab abc", "ca ab"], vocab_size=9)
+    torch.manual_seed(1)
+    config = LanguageModelConfig(num_layers=2, width=tiny.WIDTH, num_heads=2, feedforward_width=32)
+    model = tiny.randomized(LanguageModel(config, vocab_size=pieces.vocab_size))
+    letters = tiny.make_tokenizer()
+    texts = ["ab abc", "", "c", "ab"]
+    assert len(pieces.encode("ab abc")) < len(letters.encode("ab abc"))
+    found = SentenceScorer(model, pieces, letters)([letters.encode(text) for text in texts])
+    assert found.tolist() == pytest.approx([by_hand(model, pieces.encode(text)) for text in texts], abs=1e-5)
+
+
+def test_sentences_in_the_recognisers_tokens_are_taken_as_they_are(lm, monkeypatch):
+    letters = CharTokenizer(" ab")
+    monkeypatch.setattr(letters, "encode", None)
+    assert torch.equal(SentenceScorer(lm, letters, CharTokenizer(" ab"))(SEQUENCES), sequence_log_probs(lm, SEQUENCES))
+
+
+def test_a_model_that_lacks_a_letter_of_the_recogniser_does_not_score(lm):
+    with pytest.raises(ValueError, match=r"has no token for 'c', which the recogniser writes; train one on texts that"):
+        SentenceScorer(lm, CharTokenizer(" ab"), CharTokenizer(" abc"))
 
 
 @torch.inference_mode()
@@ -114,7 +141,9 @@ def test_a_search_with_the_language_model_alone_finds_what_it_thinks_most_probab
 def test_a_model_in_training_mode_does_not_score(lm):
     lm.train()
     try:
-        for score in (NeuralLmScorer, lambda model: sequence_log_probs(model, SEQUENCES)):
+        letters = CharTokenizer(" ab")
+        sentences = partial(SentenceScorer, tokenizer=letters, spelling=letters)
+        for score in (NeuralLmScorer, sentences, lambda model: sequence_log_probs(model, SEQUENCES)):
             with pytest.raises(ValueError, match=r"language model is in training mode; call eval\(\) on it before it"):
                 score(lm)
     finally:

@@ -85,9 +85,20 @@ def test_a_text_to_choose_the_model_on_can_be_named(
     assert capsys.readouterr().out.startswith("2 validation sentences, 4 words: perplexity ")
 
 
+def test_a_model_may_have_pieces_of_words_of_its_own(tmp_path: Path, arguments: list[str], run: Callable[..., None]):
+    run(*arguments, "recognizer=null", "pieces=9")
+    loaded = load_language_model(tmp_path)
+    assert loaded.tokenizer.vocab_size == 9
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("abc cab")) == "abc cab"
+    with pytest.raises(ValueError, match="use it in a second pass"):
+        loaded.check_tokens(tiny.make_tokenizer())
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ("pieces=9", ValueError, "recognizer is /"),
+        ("recognizer=null", ValueError, "recognizer is None and pieces is 0; set one: recognizer=… for a model over"),
         ("recognizer=/nowhere", FileNotFoundError, "/nowhere: no such model; give a model folder or the folder of a"),
         ("texts=[/nowhere.txt]", FileNotFoundError, "/nowhere.txt: no such text; give files with a sentence a line"),
         ("texts=[]", ValueError, "there is no usable sentence in an empty list of texts"),
