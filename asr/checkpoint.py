@@ -27,6 +27,7 @@ from asr.features import FeatureConfig, LogMel
 from asr.nn.conformer import ConformerEncoder, EncoderConfig
 from asr.nn.decoder import DecoderConfig, TransformerDecoder
 from asr.nn.model import Recognizer
+from asr.quantization import SCALES, dequantize, quantize
 from asr.tensor_files import write_tensors
 from asr.tokenizer import Tokenizer, tokenizer_from_dict
 
@@ -141,15 +142,15 @@ def save(
         tokenizer: Its tokenizer.
         training: What is worth telling of the training; JSON.
         state: For a training checkpoint, what resuming needs.
-        dtype: Precision to store the weights in, such as `torch.float16` for half the size; by default their own.
+        dtype: Precision to store the weights in, such as `torch.float16` for half the size, or `torch.int8` for a
+            quarter (see `asr.quantization`); by default their own.
 
     Raises:
         OSError: If it cannot be written, for want of space for example; nothing is left behind.
         ValueError: If a weight is too large for that precision.
     """
-    if dtype is not None:
-        weights = _in_precision(weights, dtype)
-    save_folder(folder, weights, description={**asdict(config), "training": training}, tokenizer=tokenizer, state=state)
+    description = {**asdict(config), "training": training}
+    save_folder(folder, weights, description=description, tokenizer=tokenizer, state=state, dtype=dtype)
 
 
 def save_folder(
@@ -159,6 +160,7 @@ def save_folder(
     description: dict[str, Any],
     tokenizer: Tokenizer,
     state: TrainingState | None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Writes the folder of a model of any kind, as `save` does for a recogniser.
 
@@ -168,10 +170,14 @@ def save_folder(
         description: What shaped it, for `config.json`; the format's number is added.
         tokenizer: Its tokenizer.
         state: For a training checkpoint, what resuming needs.
+        dtype: Precision to store the weights in; by default their own.
 
     Raises:
         OSError: If it cannot be written; nothing is left behind.
+        ValueError: If a weight is too large for that precision.
     """
+    if dtype is not None:
+        weights = _in_precision(weights, dtype)
     with _written_whole(folder) as temporary:
         write_tensors(temporary / _MODEL, weights)
         _write_json(temporary / _CONFIG, {"format": FORMAT, **description})
@@ -221,7 +227,11 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         FileNotFoundError: If there are none.
         ValueError: If the file is cut short or damaged.
     """
-    return _load_tensors(folder / _MODEL)
+    stored = _load_tensors(folder / _MODEL)
+    try:
+        return dequantize(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder / _MODEL}: {error}") from None
 
 
 def fill_weights(model: nn.Module, folder: Path, *, optional: str | None = None) -> None:
@@ -359,9 +369,13 @@ def _written_whole(folder: Path) -> Iterator[Path]:
 
 def _in_precision(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights in another precision; counters and other integers stay as they are."""
-    found = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    if dtype == torch.int8:
+        found = quantize(weights)
+    else:
+        found = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     for name, tensor in found.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
+            name = name.removesuffix(SCALES)
             largest = float(weights[name].abs().max())
             raise ValueError(f"{name} has the weight {largest:g}, too large for {dtype}; store it in torch.float32")
     return found

@@ -64,14 +64,11 @@ def save_language_model(
     tokenizer: Tokenizer,
     training: dict[str, Any],
     state: TrainingState | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes the folder of a language model, whole or not at all; see `asr.checkpoint.save`.
-
-    Raises:
-        OSError: If it cannot be written; nothing is left behind.
-    """
+    """Writes the folder of a language model, whole or not at all; arguments and errors as of `asr.checkpoint.save`."""
     description = {"lm": asdict(config), "training": training}
-    save_folder(folder, weights, description=description, tokenizer=tokenizer, state=state)
+    save_folder(folder, weights, description=description, tokenizer=tokenizer, state=state, dtype=dtype)
 
 
 def load_language_model(path: Path, *, device: torch.device | str = "cpu") -> LoadedLanguageModel:

@@ -373,7 +373,7 @@ class ReleaseRecipe:
         mode: How the model searches where its user says nothing.
         beam_size: Likewise.
         results: Evaluations whose figures the card shows: results.json files, or folders with such below them.
-        precision: What the weights are stored in: `float16`, `bfloat16` or `float32`.
+        precision: What the weights are stored in: `float16`, `bfloat16`, `float32`, or `int8`, half of the first's size.
         card: What the card says beside the figures.
     """
 
@@ -394,7 +394,7 @@ class ReleaseRecipe:
             raise ValueError(
                 "mode is 'lexicon', which needs pronunciations and a model of words; set lexicon= and ngram="
             )
-        choices = ("float16", "bfloat16", "float32")
+        choices = ("float16", "bfloat16", "float32", "int8")
         if self.precision not in choices:
             raise ValueError(f"precision is {self.precision!r}; choose one of {', '.join(choices)}")
 

@@ -16,6 +16,7 @@ import torch
 from asr import checkpoint
 from asr.checkpoint import ModelConfig, TrainingState
 from asr.features import FeatureConfig
+from asr.tensor_files import write_tensors
 from asr.tokenizer import BpeTokenizer, Tokenizer
 
 
@@ -121,6 +122,38 @@ def test_weights_may_be_saved_in_half_precision(tiny_folder: Path, tmp_path: Pat
     assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.7 * (
         tiny_folder / "model.safetensors"
     ).stat().st_size
+
+
+def test_weights_in_eight_bits_take_a_quarter_and_load_close_to_what_they_were(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    original = checkpoint.load(tiny_folder)
+    weights = original.model.state_dict()
+    checkpoint.save(
+        tmp_path / "small",
+        weights,
+        config=original.config,
+        tokenizer=original.tokenizer,
+        training={},
+        dtype=torch.int8,
+    )
+    loaded = checkpoint.load(tmp_path / "small").model.state_dict()
+    assert loaded.keys() == weights.keys()
+    for name, tensor in weights.items():
+        rows = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] if tensor.ndim else tensor[None, None]
+        step = rows.abs().amax(dim=1, keepdim=True) / 127
+        assert ((loaded[name].view_as(rows) - rows).abs() <= 0.51 * step).all(), name
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "small", tiny_folder)]
+    assert sizes[0] < 0.6 * sizes[1]  # names and vectors weigh much in a model this small
+
+
+def test_scales_that_are_missing_or_of_another_matrix_are_told(tmp_path: Path) -> None:
+    write_tensors(
+        tmp_path / "model.safetensors",
+        {"m": torch.ones(3, 2, dtype=torch.int8), "m.row_scales": torch.ones(2)},
+    )
+    with pytest.raises(ValueError, match=r"model\.safetensors: m has 3 rows, but 2 scales"):
+        checkpoint.load_weights(tmp_path)
 
 
 def test_a_weight_too_large_for_half_precision_is_named(tmp_path: Path) -> None:

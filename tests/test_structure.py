@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "errors": 1,
     "hub": 1,
     "tensor_files": 1,
+    "quantization": 1,
     "compression": 1,
     "decoding": 2,
     "ctc_kernels": 2,

@@ -247,7 +247,7 @@ def test_misuse_is_named_before_anything_is_written(
     [
         ("mode=loud", "decoding.mode is 'loud'; choose one of greedy"),
         ("beam_size=0", "decoding.beam_size is 0; it must be at least 1"),
-        ("precision=int4", "precision is 'int4'; choose one of float16, bfloat16, float32"),
+        ("precision=int4", "precision is 'int4'; choose one of float16, bfloat16, float32, int8"),
     ],
 )
 def test_settings_out_of_range_are_named(compose: Any, override: str, message: str) -> None:
