@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-# Lengths are jittered by this share before they are sorted, so that batches differ from epoch to epoch.
+# Lengths are jittered by this share before they are sorted, so that batches differ from epoch to epoch. Where batches
+# are padded in steps, those within a step come in any order instead.
 _JITTER = 0.03
 
 
@@ -131,7 +132,12 @@ class BucketSampler:
         random = np.random.default_rng((self.seed, number))
         speeds = random.choice(self.speeds, size=len(self.durations_s))
         lengths = self.durations_s / speeds
-        order = np.argsort(lengths * (1 + _JITTER * random.uniform(-1, 1, len(lengths))), kind="stable")
+        draws = random.uniform(-1, 1, len(lengths))
+        if self.padding_step_s:  # any order of those that are padded alike costs nothing
+            padded = [padded_length(length, step=self.padding_step_s) for length in lengths.tolist()]
+            order = np.lexsort([draws, padded])
+        else:
+            order = np.argsort(lengths * (1 + _JITTER * draws), kind="stable")
         batches = own_shard(self._cut(order, lengths), shard=self.shard, num_shards=self.num_shards)
         return [
             BatchPlan(number, position, [Draw(int(i), float(speeds[i])) for i in batches[which]], self.shard)
