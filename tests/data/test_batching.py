@@ -55,7 +55,7 @@ def test_with_a_step_of_padding_batches_are_full_and_of_few_shapes(max_batch_s):
         assert longest <= padded < longest + 0.5
         assert padded * len(plan.draws) <= max_batch_s
         shapes.add((len(plan.draws), padded))
-    # One batch size for a length, and another for the batch that ends with its step, where the next is too long to join.
+    # One batch size for a length, and another for the batch that ends with its step as the next is too long to join.
     sizes = Counter(padded for _, padded in shapes)
     assert max(sizes.values()) <= 2
     assert len(shapes) <= 1.12 * len(sizes)
