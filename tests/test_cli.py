@@ -44,6 +44,16 @@ def test_help_is_quick() -> None:
     assert min(durations) < 0.3
 
 
+def test_garbage_is_collected_again_once_torch_is_imported() -> None:
+    code = (
+        "import gc; from asr.cli import main; code = main(['transcribe', 'nothing.flac']); "
+        "import sys; print(code, gc.isenabled(), 'torch' in sys.modules, gc.get_stats()[0]['collections'] < 100)"
+    )
+    result = run_python(code)
+    assert result.stdout == "1 True True True\n"
+    assert result.stderr.startswith("error: nothing.flac: ")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])

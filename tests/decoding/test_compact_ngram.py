@@ -1,6 +1,8 @@
 """Compact n-gram files: n-grams come back exactly, numbers to their rounding, and damage is one line."""
 
+import lzma
 import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +93,17 @@ def test_numbers_of_several_bytes_come_back(tmp_path: Path) -> None:
     assert_near(read_compact(tmp_path / "lm.ngram"), tables, atol=HALF_STEP)
 
 
+def test_files_of_the_first_format_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had xz in place of zlib."""
+    write_compact(tmp_path / "new.ngram", make_tables(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(compact_ngram, "_FORMAT", "compact-ngram-1")
+        patch.setattr(zlib, "compress", lambda content, _: lzma.compress(content))
+        write_compact(tmp_path / "old.ngram", make_tables(3))
+    assert (tmp_path / "old.ngram").read_bytes() != (tmp_path / "new.ngram").read_bytes()
+    assert_near(read_compact(tmp_path / "old.ngram"), read_compact(tmp_path / "new.ngram"), atol=0)
+
+
 def test_an_order_may_be_empty(tmp_path: Path) -> None:
     tables = make_tables(2)
     none = torch.zeros(0, dtype=torch.long)
@@ -162,8 +175,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-50]), "no compact n-gram model, or cut short ("),
     "flipped": (flip, "damaged ("),
     "newer": (
-        lambda path: rewrite(path, metadata={"format": "compact-ngram-2"}),
-        "format 'compact-ngram-2', but this version reads 'compact-ngram-1'; update the package",
+        lambda path: rewrite(path, metadata={"format": "compact-ngram-3"}),
+        "format 'compact-ngram-3', but this version reads 'compact-ngram-2'; update the package",
     ),
     "order": (lambda path: rewrite(path, **{"3_log_probs": bytes(5)}), "damaged ('2.backoffs'); copy it again"),
     "marks": (
