@@ -134,8 +134,8 @@ class BucketSampler:
         lengths = self.durations_s / speeds
         draws = random.uniform(-1, 1, len(lengths))
         if self.padding_step_s:  # any order of those that are padded alike costs nothing
-            padded = [padded_length(length, step=self.padding_step_s) for length in lengths.tolist()]
-            order = np.lexsort([draws, padded])
+            padded = np.array([padded_length(length, step=self.padding_step_s) for length in lengths.tolist()])
+            order = np.lexsort((draws, padded))
         else:
             order = np.argsort(lengths * (1 + _JITTER * draws), kind="stable")
         batches = own_shard(self._cut(order, lengths), shard=self.shard, num_shards=self.num_shards)

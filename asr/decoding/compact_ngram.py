@@ -15,6 +15,7 @@ Rounding to an eighth moves a log-probability by 0.04 nats on average, and a per
 import lzma
 import math
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +33,7 @@ MISSING = f"{{path}}: no such language model; name an ARPA file or a compact one
 
 _FORMAT = "compact-ngram-2"  # raised when older code cannot read newer files
 # xz, of the first format, saves a twelfth of the size and takes five times as long.
-_DECOMPRESS = {"compact-ngram-1": lzma.decompress, _FORMAT: zlib.decompress}
+_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {"compact-ngram-1": lzma.decompress, _FORMAT: zlib.decompress}
 _STEPS_PER_NAT = 8
 _ZERO_CODE = 255  # of a probability of zero, which ARPA files write as a logarithm of -99
 _LOG_ZERO = -99 * math.log(10)
