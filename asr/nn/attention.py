@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from asr.nn.autocast import as_autocast
 from asr.nn.dropout import byte_dropout
+from asr.nn.linear import Linear
 
 attention_kernels: ModuleType | None = None
 if torch.cuda.is_available():  # else importing Triton is for nothing
@@ -58,9 +59,9 @@ class MultiHeadAttention(nn.Module):
         self.num_heads = num_heads
         self.head_width = width // num_heads
         self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
+        self.output = Linear(width, width)
 
     def forward(
         self, query: Tensor, memory: Tensor, *, mask: Tensor | None = None, cache: KeyValueCache | None = None
@@ -130,8 +131,8 @@ class RelativeAttention(nn.Module):
         self.head_width = width // num_heads
         self.position_width = position_width or self.head_width + self.head_width % 2
         self.dropout = dropout
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.output = Linear(width, width)
         self.content_bias = nn.Parameter(torch.zeros(num_heads, 1, self.head_width))  # u
         self.position_bias = nn.Parameter(torch.zeros(num_heads, 1, self.head_width))  # v
         self.position_weight = nn.Parameter(torch.empty(num_heads, self.head_width, self.position_width))  # W

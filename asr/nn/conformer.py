@@ -14,6 +14,7 @@ from asr.nn.depthwise import DepthwiseConv
 from asr.nn.dropout import Dropout
 from asr.nn.ebranchformer import EBranchformerBlock
 from asr.nn.feedforward import FeedForward
+from asr.nn.linear import Linear
 from asr.nn.masks import valid_mask
 from asr.nn.subsampling import FACTORS, SUBSAMPLING_KINDS, ConvSubsampling
 
@@ -123,12 +124,12 @@ class ConvModule(nn.Module):
     def __init__(self, width: int, *, kernel_size: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 2 * width)
+        self.expand = Linear(width, 2 * width)
         self.gate = nn.GLU()
         self.depthwise = DepthwiseConv(width, kernel_size=kernel_size)
         self.depthwise_norm = nn.LayerNorm(width)
         self.activation = nn.SiLU()
-        self.project = nn.Linear(width, width)
+        self.project = Linear(width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asr.nn.attention import KeyValueCache, MultiHeadAttention, position_code
 from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
+from asr.nn.linear import Linear
 from asr.nn.masks import causal_mask, valid_mask
 
 
@@ -84,10 +85,10 @@ class DecoderBlock(nn.Module):
         self.cross_attention = MultiHeadAttention(width, num_heads=config.num_heads)
         self.feedforward = nn.Sequential(
             nn.LayerNorm(width),
-            nn.Linear(width, config.feedforward_width),
+            Linear(width, config.feedforward_width),
             nn.SiLU(),
             Dropout(config.dropout),
-            nn.Linear(config.feedforward_width, width),
+            Linear(config.feedforward_width, width),
         )
         self.dropout = Dropout(config.dropout)
 
@@ -134,7 +135,7 @@ class TransformerDecoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(width, config) for _ in range(config.num_layers))
         self.checkpoint_activations = False
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, vocab_size)
+        self.output = Linear(width, vocab_size)
 
     def layers(self) -> list[DecoderBlock]:
         """The blocks, first to last."""

@@ -44,7 +44,10 @@ def byte_dropout(x: Tensor, probability: float) -> Tensor:
     draw = _compiled_random_bytes if torch.compiler.is_compiling() else _random_bytes
     # A byte below `dropped` becomes 0 and any other 1. Comparing would give booleans, which are slow to multiply by.
     kept = draw(x.detach()).view(x.shape).clamp_(dropped - 1, dropped).sub_(dropped - 1).to(x.dtype)
-    return (x * kept) * (256 / (256 - dropped))  # not as one factor, which bfloat16 would round
+    scale = 256 / (256 - dropped)
+    if x.dtype in (torch.float32, torch.float64):
+        return x * kept.mul_(scale)  # one product less in the gradient
+    return (x * kept) * scale  # 16 bits would round the factor
 
 
 def _random_bytes(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from asr.nn.attention import RelativeAttention
 from asr.nn.depthwise import DepthwiseConv
 from asr.nn.dropout import Dropout
 from asr.nn.feedforward import FeedForward
+from asr.nn.linear import Linear
 
 
 class GatingMLP(nn.Module):
@@ -30,12 +31,12 @@ class GatingMLP(nn.Module):
     def __init__(self, width: int, *, inner_width: int, kernel_size: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, inner_width)
+        self.expand = Linear(width, inner_width)
         self.activation = nn.GELU()
         self.gate_norm = nn.LayerNorm(inner_width // 2)
         self.gate = DepthwiseConv(inner_width // 2, kernel_size=kernel_size)
         self.gate_dropout = Dropout(dropout)
-        self.project = nn.Linear(inner_width // 2, width)
+        self.project = Linear(inner_width // 2, width)
         self.dropout = Dropout(dropout)
         nn.init.normal_(self.gate.weight, std=1e-6)
         nn.init.ones_(cast(Tensor, self.gate.bias))
@@ -60,7 +61,7 @@ class Merge(nn.Module):
     def __init__(self, width: int, *, kernel_size: int, dropout: float) -> None:
         super().__init__()
         self.depthwise = DepthwiseConv(2 * width, kernel_size=kernel_size)
-        self.project = nn.Linear(2 * width, width)
+        self.project = Linear(2 * width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, far: Tensor, near: Tensor, valid: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from asr.nn.dropout import Dropout
+from asr.nn.linear import Linear
 
 
 class FeedForward(nn.Sequential):
@@ -17,9 +18,9 @@ class FeedForward(nn.Sequential):
     def __init__(self, width: int, *, inner_width: int, dropout: float) -> None:
         super().__init__(
             nn.LayerNorm(width),
-            nn.Linear(width, inner_width),
+            Linear(width, inner_width),
             nn.SiLU(),
             Dropout(dropout),
-            nn.Linear(inner_width, width),
+            Linear(inner_width, width),
             Dropout(dropout),
         )

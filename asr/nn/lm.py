@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.nn.attention import KeyValueCache, MultiHeadAttention, position_code
 from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
+from asr.nn.linear import Linear, linear
 from asr.nn.masks import causal_mask
 
 
@@ -71,10 +71,10 @@ class LanguageModelBlock(nn.Module):
         self.attention = MultiHeadAttention(config.width, num_heads=config.num_heads)
         self.feedforward = nn.Sequential(
             nn.LayerNorm(config.width),
-            nn.Linear(config.width, config.feedforward_width),
+            Linear(config.width, config.feedforward_width),
             nn.SiLU(),
             Dropout(config.dropout),
-            nn.Linear(config.feedforward_width, config.width),
+            Linear(config.feedforward_width, config.width),
         )
         self.dropout = Dropout(config.dropout)
 
@@ -164,4 +164,4 @@ class LanguageModel(nn.Module):
         return self.embedding(tokens) * self.scale + positions.to(self.embedding.weight.dtype)  # (B, U, D)
 
     def _output(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embedding.weight, self.output_bias)  # (…, D) -> (…, V)
+        return linear(self.norm(x), self.embedding.weight, self.output_bias)  # (…, D) -> (…, V)

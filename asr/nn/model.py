@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from asr.features import LogMel
 from asr.nn.conformer import ConformerEncoder, EncoderOutput
 from asr.nn.decoder import TransformerDecoder
+from asr.nn.linear import Linear
 
 
 class Recognizer(nn.Module):
@@ -34,8 +35,8 @@ class Recognizer(nn.Module):
         self.features = features
         self.encoder = encoder
         self.decoder = decoder
-        self.ctc = nn.Linear(encoder.width, vocab_size)
-        self.phone_ctc = nn.Linear(encoder.width, 1 + num_phones) if num_phones else None
+        self.ctc = Linear(encoder.width, vocab_size)
+        self.phone_ctc = Linear(encoder.width, 1 + num_phones) if num_phones else None
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
         """Encodes waveforms (B, S) of the model's sample rate with lengths (B,) in samples."""

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.nn.depthwise import HalvingDepthwiseConv
+from asr.nn.linear import Linear, linear, product
 from asr.nn.masks import halved, valid_mask
 
 FACTORS = (4, 8)
 SUBSAMPLING_KINDS = ("conv", "separable")
 
-# From that many channels on, PyTorch's gradient of channels-last weights is slow on processors in float32.
+# From that many channels on, PyTorch's gradient of the weights is slow on processors in float32.
 _WIDE = 96
+_POSITIONS = 4096  # of the output, whose inputs are laid side by side at a time
 
 
 class ConvSubsampling(nn.Module):
@@ -48,7 +50,7 @@ class ConvSubsampling(nn.Module):
         num_bins = num_mels
         for _ in range(num_layers):
             num_bins = (num_bins + 1) // 2
-        self.project = nn.Linear(channels * num_bins, width)
+        self.project = Linear(channels * num_bins, width)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Encoder frames for these numbers of feature frames, both integers (B,)."""
@@ -67,7 +69,7 @@ class ConvSubsampling(nn.Module):
             lengths = halved(lengths)
         # The projection's weights have the channels first. They are smaller than the frames, so it is they that turn.
         weight = self.project.weight.unflatten(1, (x.shape[3], x.shape[2])).transpose(1, 2).flatten(1)
-        return F.linear(x.flatten(2), weight, self.project.bias), lengths  # (B, T', D)
+        return linear(x.flatten(2), weight, self.project.bias), lengths  # (B, T', D)
 
 
 class HalvingConv(nn.Conv2d):
@@ -103,7 +105,7 @@ class SeparableHalvingConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.depthwise = HalvingDepthwiseConv(in_channels)
-        self.pointwise = nn.Linear(in_channels, out_channels)
+        self.pointwise = Linear(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, F, C) to (B, ceil(T / 2), ceil(F / 2), C')."""
@@ -115,11 +117,7 @@ def _frame_mask(lengths: Tensor, x: Tensor) -> Tensor:
 
 
 class _WideConvolution(torch.autograd.Function):
-    """The 3x3 convolution of stride 2 and padding 1, whose weights get their gradient from channels-first copies.
-
-    Output and gradient of the input are fastest with the channels last; the gradient of the weights takes half the time
-    with the channels first, the copies included.
-    """
+    """The 3x3 convolution of stride 2 and padding 1, the gradient of its weights as a product of matrices."""
 
     @staticmethod
     def forward(ctx: Any, planes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -130,15 +128,31 @@ class _WideConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of planes, weight and bias."""
         planes, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_planes, _, _ = torch.ops.aten.convolution_backward(
+            *(grad, planes, weight, [len(weight)], [2, 2], [1, 1], [1, 1], False, [0, 0], 1),
+            [True, False, False],
+        )
+        grad = grad.permute(0, 2, 3, 1)
+        return grad_planes, _weight_gradient(planes.permute(0, 2, 3, 1), grad), grad.sum(dim=(0, 1, 2))
 
-        def gradients(layout: torch.memory_format, *, of_planes: bool) -> tuple[Tensor, Tensor, Tensor]:
-            # All three, the weights too: a single one with the channels last makes PyTorch choose that kernel.
-            tensors = [each.contiguous(memory_format=layout) for each in (grad, planes, weight)]
-            return torch.ops.aten.convolution_backward(
-                *(*tensors, [len(weight)], [2, 2], [1, 1], [1, 1], False, [0, 0], 1),
-                [of_planes, not of_planes, not of_planes],
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the weights (C', C, 3, 3) from input (B, T, F, C) and the output's gradient (B, T/2, F/2, C').
+
+    What each output sees is laid side by side, a part of an utterance at a time, so that it stays in the cache.
+    """
+    (_, num_frames, num_bins, width), channels = grad.shape, x.shape[3]
+    step = max(1, _POSITIONS // num_bins)
+    total = grad.new_zeros(width, 9 * channels)
+    for own, own_grad in zip(x, grad, strict=True):
+        padded = F.pad(own, (0, 0, 1, 1, 1, 1))  # (T + 2, F + 2, C)
+        row = padded.stride(0)
+        for start in range(0, num_frames, step):
+            part = own_grad[start : start + step]
+            # Of three bins, one behind the other, the channels lie in one piece.
+            seen = padded.as_strided(
+                (len(part), num_bins, 3, 3 * channels), (2 * row, 2 * channels, row, 1), 2 * start * row
             )
-
-        grad_planes, _, _ = gradients(torch.channels_last, of_planes=True)
-        _, grad_weight, grad_bias = gradients(torch.contiguous_format, of_planes=False)
-        return grad_planes, grad_weight, grad_bias
+            total += product(part.flatten(0, 1).t(), seen.reshape(-1, 9 * channels).t())
+    return total.view(width, 3, 3, channels).permute(0, 3, 1, 2)
