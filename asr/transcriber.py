@@ -95,8 +95,9 @@ class _Read:
 
 
 def _padded_size(num_samples: int, *, sample_rate: int) -> int:
-    """Whole seconds, so that shapes recur: kernels are prepared for each, and odd sizes split the memory up."""
-    return -(-num_samples // sample_rate) * sample_rate
+    """Quarters of a second, so that shapes recur: kernels are prepared for each, and odd sizes split the memory up."""
+    quarter = sample_rate // 4
+    return -(-num_samples // quarter) * quarter
 
 
 class _Workbench:
