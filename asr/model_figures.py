@@ -9,6 +9,7 @@ from typing import Any
 
 from asr.checkpoint import LoadedModel
 from asr.report import percent, table
+from asr.search_choice import OWN_NEURAL
 from asr.variants import TUNED_FILE, read_default
 
 FIGURES_FILE = "results.json"
@@ -134,10 +135,10 @@ def describe(loaded: LoadedModel) -> str:
     """
     tokenizer = type(loaded.tokenizer).__name__.removesuffix("Tokenizer").lower()
     default = read_default(loaded.path / TUNED_FILE)
-    files = sorted(file for file in loaded.path.glob("*") if file.is_file())
+    files = files_of(loaded.path)
     rows = {
         "model": str(loaded.path),
-        "files": ", ".join(f"{file.name} {size(file)}" for file in files),
+        "files": ", ".join(f"{file.relative_to(loaded.path)} {size(file)}" for file in files),
         "parameters": f"{loaded.model.num_parameters():,}",
         "tokens": f"{loaded.tokenizer.vocab_size} ({tokenizer})",
         "frame": f"{1000 * loaded.frame_s:g} ms",
@@ -148,6 +149,11 @@ def describe(loaded: LoadedModel) -> str:
     lines = [f"{name:<{width}}  {value}".rstrip() for name, value in rows.items()]
     figures = read_figures(loaded.path)
     return "\n".join([*lines, *(["", table([HEADER, *figures_rows(figures)])] if figures else [])])
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a model folder, those of its language model among them."""
+    return sorted(file for pattern in ("*", f"{OWN_NEURAL}/*") for file in folder.glob(pattern) if file.is_file())
 
 
 def size(file: Path) -> str:

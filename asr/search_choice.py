@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asr.decoding.search import DecodingConfig, FusionConfig
+from asr.decoding.search import TOKEN_LM_MODES, DecodingConfig, FusionConfig
 from asr.variants import TUNED_FILE, DefaultSearch, TunedSearch, find_tuned, read_default, read_tuned
 
 OWN_NGRAM = "words.ngram"  # a language model beside the weights, which takes part in every beam search
 OWN_LEXICON = "lexicon.txt.xz"  # pronunciations beside the weights, for lexicon search
+OWN_NEURAL = "neural"  # folder of a neural language model beside the weights, which takes part in second passes
 NO_MODEL = Path("none")  # in place of a language model's path: without any
 
-_WITH_NEURAL = ("attention", "joint", "rescore", "lexicon")
+_SECOND_PASS = ("rescore", "lexicon")
+_WITH_NEURAL = (*TOKEN_LM_MODES, *_SECOND_PASS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,7 @@ class SearchOptions:
         mode: Of `DecodingConfig.mode`.
         beam_size: Hypotheses kept in every step.
         lms: Language models: files of n-grams, folders of neural models, at most one of each. A file takes the place of
-            the folder's own. `none` alone leaves that out.
+            the folder's own of its kind. `none` alone leaves these out.
         hotwords: A file of words and phrases to expect.
     """
 
@@ -41,8 +43,8 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
     model are asked for, or that the own one is left out, it is joint search, or prefix beam search if that was tuned.
 
     Args:
-        folder: Of a recogniser; it may hold `decoding.json`, a language model, `words.ngram`, and pronunciations,
-            `lexicon.txt.xz`.
+        folder: Of a recogniser; it may hold `decoding.json`, language models, `words.ngram` and `neural/`, and
+            pronunciations, `lexicon.txt.xz`.
         options: What is asked for.
 
     Raises:
@@ -55,9 +57,11 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
         raise ValueError(
             f"--beam-size is {options.beam_size}, but greedy search has no beam; choose another --decoding"
         )
-    own = folder / OWN_NGRAM
-    if mode != "greedy" and NO_MODEL not in options.lms and own.is_file():
-        models.setdefault("ngram", own)
+    if NO_MODEL not in options.lms:
+        if mode != "greedy" and (folder / OWN_NGRAM).is_file():
+            models.setdefault("ngram", folder / OWN_NGRAM)
+        if mode in _SECOND_PASS and (folder / OWN_NEURAL).is_dir():
+            models.setdefault("neural", folder / OWN_NEURAL)
     lexicon = None
     if mode == "lexicon":
         lexicon = folder / OWN_LEXICON

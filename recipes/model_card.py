@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from asr.checkpoint import LoadedModel
-from asr.model_figures import Figures, size
+from asr.model_figures import Figures, files_of, size
 from asr.report import percent
-from asr.search_choice import OWN_LEXICON, OWN_NGRAM
+from asr.search_choice import OWN_LEXICON, OWN_NEURAL, OWN_NGRAM
 from asr.variants import DefaultSearch
 
 
@@ -51,7 +51,7 @@ def card_text(
     *,
     default: DefaultSearch,
     figures: Sequence[Figures],
-    files: Sequence[Path],
+    folder: Path,
 ) -> str:
     """The whole card, with the front matter that the hub reads.
 
@@ -60,14 +60,14 @@ def card_text(
         loaded: The model.
         default: How it searches where nothing is said.
         figures: What was measured, in the order to show it.
-        files: Of the folder, whose sizes are told.
+        folder: What is released, but for the card; the sizes of its files are told.
     """
     sections = {
         "Use": _use(config),
         "Figures": _figures(figures),
         "Intended use": _items(config.intended_use),
         "Limits": _items(config.limits),
-        "The model": _model(loaded, default, files),
+        "The model": _model(loaded, default, folder),
         "Training data": _items(config.training_data),
         "How to reproduce": _console(config.reproduce),
         "Licence and attribution": f"{config.license.upper().replace('CC-BY-', 'CC BY ')}\n\n"
@@ -169,18 +169,19 @@ def _interval(interval: Sequence[float] | None) -> str:
 _HELPERS = {
     OWN_NGRAM: f"the n-gram model `{OWN_NGRAM}`",
     OWN_LEXICON: f"the pronunciations `{OWN_LEXICON}`",
+    OWN_NEURAL: f"the Transformer language model `{OWN_NEURAL}/`",
 }
 
 
-def _model(loaded: LoadedModel, default: DefaultSearch, files: Sequence[Path]) -> str:
+def _model(loaded: LoadedModel, default: DefaultSearch, folder: Path) -> str:
     encoder, decoder, features = loaded.config.encoder, loaded.config.decoder, loaded.config.features
     kind = type(loaded.tokenizer).__name__.removesuffix("Tokenizer").lower()
     tokens = {"char": "characters", "bpe": "byte-pair pieces"}[kind]
     search = "greedy search" if default.mode == "greedy" else f"`{default.mode}` search with beam {default.beam_size}"
-    names = {file.name for file in files}
-    helpers = [
-        text for name, text in _HELPERS.items() if name in names and (name == OWN_NGRAM or default.mode == "lexicon")
-    ]
+    paths = {file: file.relative_to(folder) for file in files_of(folder)}
+    there = {path.parts[0] for path in paths.values()}
+    used = {OWN_NGRAM: True, OWN_LEXICON: default.mode == "lexicon", OWN_NEURAL: default.mode in ("rescore", "lexicon")}
+    helpers = [text for name, text in _HELPERS.items() if name in there and used[name]]
     blocks = "one block" if decoder.num_layers == 1 else f"{decoder.num_layers} blocks"
     phones = f", another over {len(loaded.config.phones)} phones" if loaded.config.phones else ""
     attention = f" and an attention decoder of {blocks}" if decoder.num_layers else ""
@@ -193,7 +194,7 @@ def _model(loaded: LoadedModel, default: DefaultSearch, files: Sequence[Path]) -
         f"{features.hop_ms:g} ms; one encoder frame is {1000 * loaded.frame_s:g} ms.",
         f"Without options it uses {' and '.join([search, *helpers])}; "
         "`decoding.json` has the tuned weights of this and other ways to search.",
-        "Files: " + ", ".join(f"`{file.name}` {size(file)}" for file in files) + ".",
+        "Files: " + ", ".join(f"`{path}` {size(file)}" for file, path in paths.items()) + ".",
     ]
     return _items(lines)
 

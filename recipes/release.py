@@ -3,16 +3,17 @@
 import torch
 from launching import launch
 from model_card import card_text
-from release_parts import choose_tuned, read_own_lexicon, refuse_output
+from release_parts import choose_tuned, read_own_lexicon, read_own_neural, refuse_output
 from schema import ReleaseRecipe
 
 from asr import checkpoint
 from asr.decoding.arpa import read_ngram
 from asr.decoding.compact_ngram import write_compact
-from asr.model_figures import collect_figures, size, write_figures
+from asr.lm_checkpoint import save_language_model
+from asr.model_figures import collect_figures, files_of, size, write_figures
 from asr.pronunciation import write_lexicon
 from asr.report import table
-from asr.search_choice import OWN_LEXICON, OWN_NGRAM
+from asr.search_choice import OWN_LEXICON, OWN_NEURAL, OWN_NGRAM
 from asr.variants import TUNED_FILE, DefaultSearch, write_tuned
 
 
@@ -26,10 +27,17 @@ def run(recipe: ReleaseRecipe) -> None:
     # Read before the output is replaced: it may hold this very file.
     tables = read_ngram(recipe.ngram) if recipe.ngram else None
     lexicon = read_own_lexicon(recipe, loaded) if recipe.lexicon else None
+    neural = read_own_neural(recipe.neural, loaded) if recipe.neural else None
+    dtype = getattr(torch, recipe.precision)
     checkpoint.save(
         recipe.output, loaded.model.state_dict(), config=loaded.config, tokenizer=loaded.tokenizer,
-        training=loaded.training, dtype=getattr(torch, recipe.precision),
+        training=loaded.training, dtype=dtype,
     )  # fmt: skip
+    if neural:
+        save_language_model(
+            recipe.output / OWN_NEURAL, neural.model.state_dict(), config=neural.config, tokenizer=neural.tokenizer,
+            training=neural.training, dtype=dtype,
+        )  # fmt: skip
     if tables:
         write_compact(recipe.output / OWN_NGRAM, tables)
     if lexicon:
@@ -37,12 +45,12 @@ def run(recipe: ReleaseRecipe) -> None:
     write_tuned(recipe.output / TUNED_FILE, tuned, about={}, default=default)
     if figures:
         write_figures(recipe.output, figures)
-    files = sorted(recipe.output.iterdir())
-    card = card_text(recipe.card, loaded, default=default, figures=figures, files=files)
+    card = card_text(recipe.card, loaded, default=default, figures=figures, folder=recipe.output)
     (recipe.output / "README.md").write_text(card, encoding="utf-8")
-    files = sorted(recipe.output.iterdir())
+    files = files_of(recipe.output)
     total = sum(file.stat().st_size for file in files)
-    print(table([*([file.name, size(file)] for file in files), ["together", f"{total / 1e6:.1f} MB"]]))
+    rows = [[str(file.relative_to(recipe.output)), size(file)] for file in files]
+    print(table([*rows, ["together", f"{total / 1e6:.1f} MB"]]))
     print(f"asr transcribe speech.flac --model {recipe.output}")
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from schema import ReleaseRecipe
 
 from asr.checkpoint import LoadedModel
+from asr.decoding.neural_lm import SentenceScorer
 from asr.decoding.search import DecodingConfig, FusionConfig
+from asr.lm_checkpoint import LoadedLanguageModel, load_language_model
 from asr.pronunciation import Lexicon, read_lexicon
 from asr.recognition import SearchBuilder
 from asr.variants import TunedSearch, read_tuned
@@ -30,9 +32,14 @@ def choose_tuned(recipe: ReleaseRecipe, source: Path) -> dict[str, TunedSearch]:
     Raises:
         ValueError: If nothing was tuned for the search that the model is released with.
     """
-    lms = ("", "ngram") if recipe.ngram else ("",)
+    lms = [
+        "+".join(parts)
+        for parts in ([], ["ngram"], ["neural"], ["ngram", "neural"])
+        if (recipe.ngram or "ngram" not in parts) and (recipe.neural or "neural" not in parts)
+    ]
     found = read_tuned(source) if source.is_file() else {}
-    default = f"{recipe.mode}+ngram" if recipe.ngram else recipe.mode
+    own = {"ngram": recipe.ngram, "neural": recipe.neural if recipe.mode in ("rescore", "lexicon") else None}
+    default = "+".join([recipe.mode, *(name for name, path in own.items() if path)])
     if recipe.mode != "greedy" and default not in found:
         raise ValueError(f"{source} holds nothing of {default}; tune it with recipes/tune_decoding.py, or set mode=")
     tuned = {}
@@ -41,6 +48,20 @@ def choose_tuned(recipe: ReleaseRecipe, source: Path) -> dict[str, TunedSearch]:
             manifest = Path(each.development.get("manifest", "")).name  # its folders mean nothing elsewhere
             tuned[name] = replace(each, development=each.development | {"manifest": manifest})
     return tuned
+
+
+def read_own_neural(path: Path, loaded: LoadedModel) -> LoadedLanguageModel:
+    """The neural language model, if it can score what the recogniser writes.
+
+    Raises:
+        ValueError: If it lacks a character.
+    """
+    neural = load_language_model(path)
+    try:
+        SentenceScorer(neural.model, neural.tokenizer, loaded.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return neural
 
 
 def read_own_lexicon(recipe: ReleaseRecipe, loaded: LoadedModel) -> Lexicon:

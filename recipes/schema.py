@@ -369,6 +369,7 @@ class ReleaseRecipe:
         output: The folder to make; an older model in it is replaced.
         ngram: A language model to release with it, ARPA or compact; it takes part in every beam search.
         lexicon: Pronunciations to release with it, for lexicon search.
+        neural: A neural language model to release with it; it takes part in `rescore` and `lexicon`.
         tuned: What `recipes/tune_decoding.py` found; by default decoding.json beside the model's weights.
         mode: How the model searches where its user says nothing.
         beam_size: Likewise.
@@ -381,6 +382,7 @@ class ReleaseRecipe:
     output: Path = MISSING
     ngram: Path | None = None
     lexicon: Path | None = None
+    neural: Path | None = None
     tuned: Path | None = None
     mode: str = "greedy"
     beam_size: int = 10

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from asr.confidence import UNCALIBRATED, Calibration
-from asr.search_choice import NO_MODEL, OWN_LEXICON, OWN_NGRAM, SearchOptions, choose_search
+from asr.decoding.search import FusionConfig
+from asr.search_choice import NO_MODEL, OWN_LEXICON, OWN_NEURAL, OWN_NGRAM, SearchOptions, choose_search
 from asr.variants import DefaultSearch, TunedSearch, write_tuned
 
 TUNED = {
@@ -135,6 +136,21 @@ def test_lexicon_search_takes_the_pronunciations_and_the_language_model_of_the_f
     assert (other.mode, other.lm.ngram, other.lm.neural) == ("lexicon", spoken / OWN_NGRAM, spoken / "lm")
     asked, _ = choose_search(spoken, SearchOptions(mode="lexicon", lms=(Path("other.arpa"),)))
     assert (asked.lm.ngram, asked.lexicon) == (Path("other.arpa"), spoken / OWN_LEXICON)
+
+
+def test_the_own_neural_model_takes_part_in_second_passes_alone(spoken: Path) -> None:
+    (spoken / OWN_NEURAL).mkdir()
+    weights = {"lm.neural_weight": 0.7}
+    write_tuned(spoken / "decoding.json", {"lexicon+ngram+neural": TunedSearch(weights=weights)}, about={})
+    config, tuned = choose_search(spoken, SearchOptions())
+    assert (config.mode, config.lm.neural, tuned.weights) == ("lexicon", spoken / OWN_NEURAL, weights)
+    assert choose_search(spoken, SearchOptions(mode="rescore"))[0].lm.neural == spoken / OWN_NEURAL
+    for mode in ("greedy", "prefix_beam", "attention", "joint"):
+        assert choose_search(spoken, SearchOptions(mode=mode))[0].lm.neural is None
+    other, _ = choose_search(spoken, SearchOptions(lms=(spoken / "lm",)))
+    assert other.lm.neural == spoken / "lm"
+    assert choose_search(spoken, SearchOptions(mode="rescore", lms=(NO_MODEL,)))[0].lm == FusionConfig()
+    assert choose_search(spoken, SearchOptions(hotwords=Path("names.txt")))[0].lm.neural is None
 
 
 NO_PLACE = [

@@ -15,15 +15,20 @@ import tiny
 import torch
 import tune_decoding
 import yaml
+from safetensors.torch import load_file
 
 import asr
 from asr import checkpoint
 from asr.data import manifest
 from asr.data.manifest import Utterance
 from asr.decoding.arpa import read_ngram, write_arpa
+from asr.lm_checkpoint import load_language_model, save_language_model
 from asr.model_figures import read_figures
 from asr.ngrams.training import NgramTrainingConfig, train
+from asr.nn.lm import LanguageModel, LanguageModelConfig
 from asr.pronunciation import Lexicon, write_lexicon
+from asr.search_choice import SearchOptions, choose_search
+from asr.tokenizer import BpeTokenizer, CharTokenizer
 from asr.variants import DefaultSearch, read_default, read_tuned
 
 FILES = {
@@ -134,6 +139,46 @@ def test_pronunciations_are_released_for_lexicon_search(
         "`lexicon` search with beam 7 and the n-gram model `words.ngram` and the pronunciations `lexicon.txt.xz`"
         in body
     )
+
+
+def test_a_neural_language_model_is_released_with_weights_in_eight_bits(
+    work: Path, tmp_path: Path, compose: Any
+) -> None:
+    tiny.save(tmp_path / "run" / "model")
+    pieces = BpeTokenizer.train(["a cab", "abba cab a"], vocab_size=9)
+    config = LanguageModelConfig(num_layers=1, width=16, num_heads=2, feedforward_width=32)
+    torch.manual_seed(0)
+    weights = tiny.randomized(LanguageModel(config, vocab_size=9)).state_dict()
+    save_language_model(tmp_path / "lm", weights, config=config, tokenizer=pieces, training={"steps": 3})
+    ways = ["modes=[rescore]", "lms=[none,neural]", f"decoding.lm.neural={tmp_path / 'lm'}", "decoding=rescore"]
+    recipe = compose("tune_decoding", f"model={tmp_path / 'run'}", f"manifest={work / 'dev.jsonl'}", *ways)
+    tune_decoding.run(recipe)
+    output = tmp_path / "out"
+    arguments = [f"model={tmp_path / 'run'}", f"output={output}", "mode=rescore", "precision=int8"]
+    release.run(compose("release", *arguments, f"neural={tmp_path / 'lm'}"))
+    tuned = read_tuned(output / "decoding.json")
+    release.run(compose("release", *arguments, f"neural={output / 'neural'}"))  # over itself
+    assert read_tuned(output / "decoding.json") == tuned and set(tuned) == {"rescore", "rescore+neural"}
+    assert load_file(output / "neural" / "model.safetensors")["embedding.weight"].dtype == torch.int8
+    own = load_language_model(output / "neural")
+    assert own.tokenizer.tokens == pieces.tokens and own.training == {"steps": 3}
+    for name, tensor in own.model.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], atol=0.03, rtol=0)
+    assert choose_search(output, SearchOptions())[0].lm.neural == output / "neural"
+    assert asr.load_model(output, device="cpu").transcribe(work / "test0.wav").text
+    assert "beam 10 and the Transformer language model `neural/`;" in card(output)[1]
+    assert "`neural/model.safetensors` " in card(output)[1]
+
+
+def test_a_neural_language_model_of_other_letters_is_not_released(work: Path, tmp_path: Path, compose: Any) -> None:
+    letters = CharTokenizer(" ab")
+    config = LanguageModelConfig(num_layers=1, width=16, num_heads=2, feedforward_width=32)
+    weights = LanguageModel(config, vocab_size=letters.vocab_size).state_dict()
+    save_language_model(tmp_path / "lm", weights, config=config, tokenizer=letters, training={})
+    arguments = [f"model={work / 'run'}", f"output={tmp_path / 'out'}", f"neural={tmp_path / 'lm'}"]
+    with pytest.raises(ValueError, match=rf"^{tmp_path / 'lm'}: the language model has no token for 'c'"):
+        release.run(compose("release", *arguments))
+    assert not (tmp_path / "out").exists()
 
 
 # The card
