@@ -32,6 +32,7 @@ from asr.tensor_files import write_tensors
 from asr.tokenizer import Tokenizer, tokenizer_from_dict
 
 FORMAT = 1  # raised when older code cannot read newer folders
+_FORMAT_INT8 = 2  # of folders with weights in eight bits
 _MODEL, _CONFIG, _TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 _TRAINING_TENSORS, _TRAINING_STATE = "training.safetensors", "training.json"
 
@@ -180,7 +181,8 @@ def save_folder(
         weights = _in_precision(weights, dtype)
     with _written_whole(folder) as temporary:
         write_tensors(temporary / _MODEL, weights)
-        _write_json(temporary / _CONFIG, {"format": FORMAT, **description})
+        number = _FORMAT_INT8 if dtype == torch.int8 else FORMAT
+        _write_json(temporary / _CONFIG, {"format": number, **description})
         _write_json(temporary / _TOKENIZER, tokenizer.to_dict())
         if state is not None:
             write_tensors(temporary / _TRAINING_TENSORS, state.tensors)
@@ -274,9 +276,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / _CONFIG
     description = _read_json(path)
-    if description.get("format") != FORMAT:
+    if description.get("format") not in (FORMAT, _FORMAT_INT8):
         raise ValueError(
-            f"{path}: format {description.get('format')!r}, but this version reads format {FORMAT}; update the package"
+            f"{path}: format {description.get('format')!r}, but this version reads formats {FORMAT} and "
+            f"{_FORMAT_INT8}; update the package"
         )
     return description
 

@@ -38,13 +38,17 @@ def dequantize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights that `quantize` rounded, matrices in float32; weights that it never saw come back as they are.
 
     Raises:
-        ValueError: If a matrix and its scales do not fit together.
+        ValueError: If a matrix and its scales do not fit together, or one of both is missing.
     """
     found = {}
     for name, tensor in weights.items():
         if name.endswith(SCALES):
+            if name.removesuffix(SCALES) not in weights:
+                raise ValueError(f"there is {name}, but nothing that it belongs to")
             continue
         scales = weights.get(name + SCALES)
+        if (tensor.dtype == torch.int8) != (scales is not None):
+            raise ValueError(f"{name} has {tensor.dtype}, with{'out' if scales is None else ''} scales of its rows")
         if scales is not None and scales.shape != tensor.shape[:1]:
             raise ValueError(f"{name} has {tensor.shape[0]} rows, but {scales.numel()} scales")
         found[name] = tensor if scales is None else tensor * scales.view(-1, *[1] * (tensor.ndim - 1))

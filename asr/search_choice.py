@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from asr.checkpoint import find_model, read_tokenizer
 from asr.decoding.search import TOKEN_LM_MODES, DecodingConfig, FusionConfig
 from asr.variants import TUNED_FILE, DefaultSearch, TunedSearch, find_tuned, read_default, read_tuned
 
@@ -38,8 +39,8 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
     """How to search with the model of a folder, and what was tuned for that.
 
     The mode is the one that is asked for, else the folder's default, else greedy search. Where the default has no place
-    for a language model or hotwords that are asked for, it is joint search with a neural model, and prefix beam search
-    without. Where the default is lexicon search, which knows the folder's own words alone, and hotwords or an n-gram
+    for a language model or hotwords that are asked for, it is joint search with a neural model (`rescore` with one that
+    has other tokens than the recogniser), and prefix beam search without. Where the default is lexicon search, which knows the folder's own words alone, and hotwords or an n-gram
     model are asked for, or that the own one is left out, it is joint search, or prefix beam search if that was tuned.
 
     Args:
@@ -92,10 +93,19 @@ def _default_mode(
         tuned = {name.partition("+")[0] for name in read_tuned(folder / TUNED_FILE)}
         mode = "prefix_beam" if "prefix_beam" in tuned and "joint" not in tuned else "joint"
     if "neural" in models and mode not in _WITH_NEURAL:
-        return "joint"
+        return "joint" if _has_same_tokens(folder, models["neural"]) else "rescore"
     if mode == "greedy" and (models or options.hotwords):
         return "prefix_beam"
     return mode
+
+
+def _has_same_tokens(recogniser: Path, language_model: Path) -> bool:
+    """Whether a language model can share in a search over tokens; true where a folder is broken, which others tell."""
+    try:
+        tokenizers = [read_tokenizer(find_model(path)) for path in (recogniser, language_model)]
+    except (OSError, ValueError):
+        return True
+    return tokenizers[0].tokens == tokenizers[1].tokens
 
 
 def _by_kind(paths: Sequence[Path]) -> dict[str, Path]:

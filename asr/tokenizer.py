@@ -189,7 +189,7 @@ class BpeTokenizer(Tokenizer):
         if vocab_size < smallest:
             raise ValueError(
                 f"a BPE vocabulary of {vocab_size} tokens is too small: blank, end of sentence, the word mark and the "
-                f"{len(characters)} characters of the text need {smallest}; set vocab_size to at least {smallest}"
+                f"{len(characters)} characters of the text need {smallest}; take at least {smallest}"
             )
         return cls(_train_bpe(sentences, vocab_size))
 
@@ -235,7 +235,7 @@ def _train_bpe(sentences: list[str], vocab_size: int) -> bytes:
             raise ValueError(f"SentencePiece cannot train a BPE tokenizer of {vocab_size} tokens: {error}") from error
         raise ValueError(
             f"a BPE vocabulary of {vocab_size} tokens is too large for the {len(sentences)} sentences given; "
-            f"set vocab_size to at most {largest[1]}"
+            f"take at most {largest[1]}"
         ) from error
     return model.getvalue()
 

@@ -83,6 +83,8 @@ class TrainLmRecipe(LanguageTrainingConfig):
 
     def __post_init__(self) -> None:
         LanguageTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
+        if self.pieces < 0:
+            raise ValueError(f"pieces is {self.pieces}; it must not be negative")
         if (self.recognizer is None) == (not self.pieces):
             raise ValueError(
                 f"recognizer is {self.recognizer} and pieces is {self.pieces}; set one: recognizer=… for a model over "

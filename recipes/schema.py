@@ -374,7 +374,7 @@ class ReleaseRecipe:
         mode: How the model searches where its user says nothing.
         beam_size: Likewise.
         results: Evaluations whose figures the card shows: results.json files, or folders with such below them.
-        precision: What the weights are stored in: `float16`, `bfloat16`, `float32`, or `int8`, half that size.
+        precision: What the weights are stored in: `float16`, `bfloat16`, `float32`, or `int8`, the smallest.
         card: What the card says beside the figures.
     """
 

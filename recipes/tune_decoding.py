@@ -19,15 +19,16 @@ def run(recipe: TuneRecipe) -> None:
     utterances = manifest.read(recipe.manifest)
     if recipe.num_utterances:
         utterances = manifest.spread_out(utterances, recipe.num_utterances)
+    builder = SearchBuilder(loaded)
+    searches = {name: builder.build(config) for name, config in decodings.items()}
     output = recipe.output or loaded.path / TUNED_FILE
     rate, most = loaded.sample_rate, recipe.max_batch_s
     encoded = list(encode_utterances(loaded.model, utterances, sample_rate=rate, max_batch_s=most, progress=True))
     references = [[utterance.text for utterance in batch] for batch, _ in encoded]
-    builder, about = SearchBuilder(loaded), {"manifest": recipe.manifest, "utterances": len(utterances)}
+    about = {"manifest": recipe.manifest, "utterances": len(utterances)}
     rows = [["search", "WER", "best in the lists", "rounds", "calibration error", "weights"]]
     for name, config in decodings.items():
-        search = builder.build(config)
-        found = tune(search, [each for _, each in encoded], references, loaded.tokenizer, seed=recipe.seed)
+        found = tune(searches[name], [each for _, each in encoded], references, loaded.tokenizer, seed=recipe.seed)
         write_tuned(output, {name: found}, about={**about, "beam_size": config.beam_size, "seed": recipe.seed})
         weights = " ".join(f"{key}={value:g}" for key, value in found.weights.items())
         measured = found.development

@@ -137,6 +137,8 @@ def test_weights_in_eight_bits_take_a_quarter_and_load_close_to_what_they_were(
         training={},
         dtype=torch.int8,
     )
+    # Versions that do not know such weights say so.
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["format"] == 2
     loaded = checkpoint.load(tmp_path / "small").model.state_dict()
     assert loaded.keys() == weights.keys()
     for name, tensor in weights.items():
@@ -147,13 +149,22 @@ def test_weights_in_eight_bits_take_a_quarter_and_load_close_to_what_they_were(
     assert sizes[0] < 0.6 * sizes[1]  # names and vectors weigh much in a model this small
 
 
-def test_scales_that_are_missing_or_of_another_matrix_are_told(tmp_path: Path) -> None:
-    write_tensors(
-        tmp_path / "model.safetensors",
-        {"m": torch.ones(3, 2, dtype=torch.int8), "m.row_scales": torch.ones(2)},
-    )
-    with pytest.raises(ValueError, match=r"model\.safetensors: m has 3 rows, but 2 scales"):
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"m": torch.ones(3, 2, dtype=torch.int8), "m.row_scales": torch.ones(2)}, "m has 3 rows, but 2 scales"),
+        ({"m": torch.ones(3, 2, dtype=torch.int8)}, "m has torch.int8, without scales of its rows"),
+        ({"m": torch.ones(3, 2), "m.row_scales": torch.ones(3)}, "m has torch.float32, with scales of its rows"),
+        ({"m.row_scales": torch.ones(3)}, "there is m.row_scales, but nothing that it belongs to"),
+    ],
+)
+def test_scales_that_are_missing_or_of_another_matrix_are_told(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(ValueError) as caught:
         checkpoint.load_weights(tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'model.safetensors'}: {message}"
 
 
 def test_a_weight_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
@@ -318,8 +329,8 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     (
         "newer format",
-        lambda folder: rewrite(folder, "config.json", lambda config: config.update(format=2)),
-        r"config\.json: format 2, but this version reads format 1; update the package$",
+        lambda folder: rewrite(folder, "config.json", lambda config: config.update(format=3)),
+        r"config\.json: format 3, but this version reads formats 1 and 2; update the package$",
     ),
     (
         "config without encoder",

@@ -105,7 +105,7 @@ def test_weights_that_are_cut_short(damaged: Path) -> None:
         ('"width": 16', '"depth": 16', r"config\.json is not that of a language model of this toolkit \(.*depth"),
         ('"width": 16', '"width": 17', r"not that of a language model of this toolkit \(lm\.width is 17; it must be"),
         ('"lm"', '"ml"', r"config\.json is not that of a language model of this toolkit \('lm'\)"),
-        ('"format": 1', '"format": 9', r"format 9, but this version reads format 1; update the package"),
+        ('"format": 1', '"format": 9', r"format 9, but this version reads formats 1 and 2; update the package"),
     ],
 )
 def test_a_config_that_does_not_fit(damaged: Path, before: str, after: str, message: str) -> None:

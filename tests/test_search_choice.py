@@ -7,7 +7,10 @@ import pytest
 
 from asr.confidence import UNCALIBRATED, Calibration
 from asr.decoding.search import FusionConfig
+from asr.lm_checkpoint import save_language_model
+from asr.nn.lm import LanguageModel, LanguageModelConfig
 from asr.search_choice import NO_MODEL, OWN_LEXICON, OWN_NEURAL, OWN_NGRAM, SearchOptions, choose_search
+from asr.tokenizer import BpeTokenizer, CharTokenizer
 from asr.variants import DefaultSearch, TunedSearch, write_tuned
 
 TUNED = {
@@ -116,6 +119,18 @@ def test_a_broken_proposal_is_one_line(tmp_path: Path, default: object) -> None:
     (tmp_path / "decoding.json").write_text(json.dumps({"default": default, "searches": {}}))
     with pytest.raises(ValueError, match=r"decoding\.json: not a file of tuned searches \(.*\); write it with recipes"):
         choose_search(tmp_path, SearchOptions())
+
+
+def test_a_neural_model_of_other_tokens_brings_rescoring(tmp_path: Path, tiny_folder: Path) -> None:
+    config = LanguageModelConfig(num_layers=1, width=16, num_heads=2, feedforward_width=32)
+    same = CharTokenizer.train(["a b c"])
+    for name, tokenizer in (("same", same), ("other", BpeTokenizer.train(["abc ab"], vocab_size=8))):
+        weights = LanguageModel(config, vocab_size=tokenizer.vocab_size).state_dict()
+        save_language_model(tmp_path / name, weights, config=config, tokenizer=tokenizer, training={})
+    modes = {
+        name: choose_search(tiny_folder, SearchOptions(lms=(tmp_path / name,)))[0].mode for name in ("same", "other")
+    }
+    assert modes == {"same": "joint", "other": "rescore"}
 
 
 @pytest.fixture

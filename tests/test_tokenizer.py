@@ -162,7 +162,7 @@ def test_bpe_trains_on_very_long_sentences() -> None:
 
 def test_bpe_size_out_of_range(capfd: pytest.CaptureFixture[str]) -> None:
     texts = ["abc abc", "cab"]
-    with pytest.raises(ValueError, match=r"vocabulary of 5 tokens is too small.* set vocab_size to at least 6$"):
+    with pytest.raises(ValueError, match=r"vocabulary of 5 tokens is too small.* take at least 6$"):
         BpeTokenizer.train(texts, vocab_size=5)
     assert BpeTokenizer.train(texts, vocab_size=6).vocab_size == 6
     with pytest.raises(ValueError, match=r"vocabulary of 900 tokens is too large .* at most \d+$") as caught:

@@ -87,8 +87,9 @@ def read_compact(path: Path) -> NgramTables:
         raise ValueError(f"{path}: no compact n-gram model, or cut short ({error}); copy it again") from None
     decompress = _DECOMPRESS.get(metadata.get("format", ""))
     if decompress is None:
+        known = " and ".join(_DECOMPRESS)
         raise ValueError(
-            f"{path}: format {metadata.get('format')!r}, but this version reads {_FORMAT!r}; update the package"
+            f"{path}: format {metadata.get('format')!r}, but this version reads {known}; update the package"
         )
     try:
         with ThreadPoolExecutor() as threads:  # it does not hold the interpreter's lock

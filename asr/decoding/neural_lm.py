@@ -13,6 +13,7 @@ from asr.nn.lm import LanguageModel, LanguageModelState
 from asr.tokenizer import EOS_ID, Tokenizer
 
 _PADDING = -100  # what cross_entropy skips
+_MAX_LOGITS = 2**26  # that are held at a time: 256 MB
 
 
 @dataclass(slots=True)
@@ -96,7 +97,8 @@ def sequence_log_probs(
     Args:
         lm: In eval mode.
         sequences: Token ids, without start and end; may be empty sentences.
-        max_batch_tokens: Most tokens that are computed at once, padding included; a longer sequence goes alone.
+        max_batch_tokens: Most tokens that are computed at once, padding included, fewer with a large vocabulary; a
+            longer sequence goes alone.
 
     Returns:
         Natural logarithms (K,) float64 on the model's device, the end of sentence included, in the order given.
@@ -107,7 +109,8 @@ def sequence_log_probs(
     _refuse_training(lm)
     device = lm.output_bias.device
     found = torch.zeros(len(sequences), dtype=torch.float64, device=device)
-    for places in _batches([len(sequence) + 1 for sequence in sequences], max_batch_tokens):
+    most = min(max_batch_tokens, _MAX_LOGITS // len(lm.output_bias))
+    for places in _batches([len(sequence) + 1 for sequence in sequences], most):
         inputs, targets = _padded([sequences[place] for place in places])
         logits = lm(inputs.to(device)).float()  # (K, U, V)
         targets = targets.to(device)

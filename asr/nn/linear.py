@@ -6,12 +6,14 @@ convolutions and for bfloat16, takes less than half the time on Zen 5.
 
 # M rows, D width of the input, N width of the output
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _MIN_PRODUCTS = 2**22  # smaller products are done before oneDNN has begun
 
@@ -43,14 +45,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a·bᵀ of matrices (M, D) and (N, D) on a processor, without gradient."""
-    if _HAS_FAST_ONEDNN and a.dtype == torch.float32:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return found
+    if a.dtype == torch.float32 and _has_fast_onednn():
+        return _onednn_product(a, b, None)
     return a @ b.t()
 
 
+@torch.compiler.assume_constant_result  # which does not see through a cache
 def _has_fast_onednn() -> bool:
     """Whether this is a processor that MKL is slow on."""
+    return _look_at_processor()
+
+
+@cache
+def _look_at_processor() -> bool:
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
         return False
     try:
@@ -59,16 +66,24 @@ def _has_fast_onednn() -> bool:
         return False
 
 
-_HAS_FAST_ONEDNN = _has_fast_onednn()
-
-
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
-    if not _HAS_FAST_ONEDNN or x.device.type != "cpu" or x.ndim < 2 or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or x.ndim < 2 or torch.is_autocast_enabled("cpu"):
         return False
-    if x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not _has_fast_onednn():
         return False
     # A graph is compiled for all sizes; where blocks are compiled, they are large.
     return torch.compiler.is_compiling() or x.numel() * len(weight) >= _MIN_PRODUCTS
+
+
+def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """a·bᵀ + bias of matrices (M, D) and (N, D), (M, N)."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return found
+
+
+# The compiler knows oneDNN's product for weights that never change alone, so for it this is an operation of its own.
+_compiled_product = torch.library.custom_op("asr::onednn_product", _onednn_product, mutates_args=())
+_compiled_product.register_fake(lambda a, b, bias: a.new_empty(a.shape[0], b.shape[0]))
 
 
 class _OneDnnLinear(torch.autograd.Function):
@@ -76,16 +91,20 @@ class _OneDnnLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(M, D) to (M, N)."""
         ctx.save_for_backward(x, weight)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return found
+        return _multiply(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of x, weight and bias, from (M, N)."""
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            product(grad, weight.t()) if needs_x else None,
-            product(grad.t(), x.t()) if needs_weight else None,
+            _multiply(grad, weight.t(), None) if needs_x else None,
+            _multiply(grad.t(), x.t(), None) if needs_weight else None,
             grad.sum(dim=0) if needs_bias else None,
         )
+
+
+def _multiply(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return (_compiled_product if torch.compiler.is_compiling() else _onednn_product)(a, b, bias)

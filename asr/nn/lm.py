@@ -1,4 +1,4 @@
-"""The causal Transformer language model over the recogniser's tokens, with a key-value cache for search."""
+"""The causal Transformer language model over tokens, with a key-value cache for search."""
 
 # B sequences, U tokens, D width, V vocabulary
 

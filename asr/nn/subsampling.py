@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from asr.nn.depthwise import HalvingDepthwiseConv
 from asr.nn.linear import Linear, linear, product
@@ -125,6 +126,7 @@ class _WideConvolution(torch.autograd.Function):
         return F.conv2d(planes, weight, bias, stride=2, padding=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of planes, weight and bias."""
         planes, weight = ctx.saved_tensors
@@ -154,5 +156,5 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
             seen = padded.as_strided(
                 (len(part), num_bins, 3, 3 * channels), (2 * row, 2 * channels, row, 1), 2 * start * row
             )
-            total += product(part.flatten(0, 1).t(), seen.reshape(-1, 9 * channels).t())
+            total += product(part.flatten(0, 1).t(), seen.contiguous().view(-1, 9 * channels).t())
     return total.view(width, 3, 3, channels).permute(0, 3, 1, 2)

@@ -132,7 +132,7 @@ def train_language_model(
         config: What to learn, and how.
         train: Sentences to learn from.
         valid: Sentences to choose the model on.
-        tokenizer: The recogniser's, which made the tokens of both.
+        tokenizer: Made the tokens of both.
         folder: The run folder.
         device: Where to compute.
         tracker: Where curves go.

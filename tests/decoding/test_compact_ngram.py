@@ -176,7 +176,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped": (flip, "damaged ("),
     "newer": (
         lambda path: rewrite(path, metadata={"format": "compact-ngram-3"}),
-        "format 'compact-ngram-3', but this version reads 'compact-ngram-2'; update the package",
+        "format 'compact-ngram-3', but this version reads compact-ngram-1 and compact-ngram-2; update the package",
     ),
     "order": (lambda path: rewrite(path, **{"3_log_probs": bytes(5)}), "damaged ('2.backoffs'); copy it again"),
     "marks": (

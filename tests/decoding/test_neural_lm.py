@@ -60,6 +60,15 @@ def test_no_batch_is_larger_than_allowed_and_a_longer_sequence_goes_alone(lm, mo
     assert shapes == [(1, 7), (1, 4), (2, 3), (2, 2)]
 
 
+def test_a_large_vocabulary_makes_batches_smaller(lm, monkeypatch):
+    shapes = []
+    forward = lm.forward
+    monkeypatch.setattr(lm, "forward", lambda tokens: shapes.append(tuple(tokens.shape)) or forward(tokens))
+    monkeypatch.setattr("asr.decoding.neural_lm._MAX_LOGITS", 6 * VOCAB_SIZE)
+    sequence_log_probs(lm, SEQUENCES)
+    assert shapes == [(1, 7), (1, 4), (2, 3), (2, 2)]
+
+
 def test_no_sequences_have_no_scores(lm):
     assert sequence_log_probs(lm, []).shape == (0,)
 

@@ -128,10 +128,24 @@ def test_subsampling_equals_one_with_the_channels_first(
     assert_same_outputs_and_gradients(ours, plain, [x, *module.parameters()], tolerance=tolerance)
 
 
-def test_the_convolution_of_many_channels_has_the_gradients_of_its_differences() -> None:
+@pytest.mark.parametrize("size", [(5, 4), (7, 1), (1, 6), (8, 3)])  # T, F
+def test_the_convolution_of_many_channels_has_the_gradients_of_its_differences(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(subsampling, "_POSITIONS", 5)  # several parts of an utterance
     conv = nn.Conv2d(3, 2, kernel_size=3, stride=2, padding=1).double()
-    planes = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(subsampling._WideConvolution.apply, (planes, conv.weight, conv.bias))
+    planes = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    arguments = (planes, conv.weight, conv.bias)
+    assert torch.autograd.gradcheck(subsampling._WideConvolution.apply, arguments, check_batched_grad=False)
+
+
+def test_in_float32_it_has_the_gradients_of_pytorchs() -> None:
+    """Where products of matrices may be by another library."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(WIDE, 8, kernel_size=3, stride=2, padding=1)
+    planes = torch.randn(2, WIDE, 33, 21).contiguous(memory_format=torch.channels_last).requires_grad_()
+    ours = subsampling._WideConvolution.apply(planes, conv.weight, conv.bias)
+    assert_same_outputs_and_gradients(ours, conv(planes), [planes, *conv.parameters()], tolerance=1e-4)
 
 
 @pytest.mark.parametrize("channels", [4, WIDE])

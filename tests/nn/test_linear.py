@@ -1,10 +1,12 @@
 """The linear layer by either library: outputs and gradients are those of PyTorch's."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch._dynamo.testing import CompileCounter
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from asr.nn import linear as module
 from asr.nn.linear import Linear, linear, product
@@ -15,7 +17,7 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Takes oneDNN whatever the processor and the sizes; the list says for how many products."""
-    monkeypatch.setattr(module, "_HAS_FAST_ONEDNN", True)
+    monkeypatch.setattr(module, "_has_fast_onednn", lambda: True)
     monkeypatch.setattr(module, "_MIN_PRODUCTS", 1)
     calls: list[str] = []
     apply = module._OneDnnLinear.apply
@@ -88,20 +90,36 @@ def test_so_are_autocast_vectors_nothing_and_small_products(onednn: list[str], m
 @needs_onednn
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_a_product_of_matrices_is_that_of_pytorch(monkeypatch: pytest.MonkeyPatch, is_fast: bool) -> None:
-    monkeypatch.setattr(module, "_HAS_FAST_ONEDNN", is_fast)
+    monkeypatch.setattr(module, "_has_fast_onednn", lambda: is_fast)
     a, b = torch.randn(6, 5).t(), torch.randn(7, 6)
     torch.testing.assert_close(product(a, b), a @ b.t(), atol=1e-5, rtol=1e-5)
     assert product(a.double(), b.double()).dtype == torch.float64
 
 
 @needs_onednn
-def test_it_is_compiled_in_one_piece_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_HAS_FAST_ONEDNN", True)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler for torch.compile")
+def test_it_is_compiled_to_code_in_one_piece_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_has_fast_onednn", lambda: True)
     torch._dynamo.reset()
-    layer, counter = Linear(12, 9), CompileCounter()
-    compiled = torch.compile(layer, backend=counter, dynamic=True, fullgraph=True)
+    torch.manual_seed(0)
+    layer = Linear(12, 9)
+    inductor = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(nn.Sequential(layer, nn.SiLU()), backend=inductor, dynamic=True, fullgraph=True)
     for size in (3, 5, 8):
         x = torch.randn(size, 4, 12, requires_grad=True)
-        torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
-    assert counter.frame_count == 1
+        ours, theirs = compiled(x), F.silu(F.linear(x, layer.weight, layer.bias))
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        for own, other in zip(
+            gradients(x, layer.weight, layer.bias, ours), gradients(x, layer.weight, layer.bias, theirs), strict=True
+        ):
+            torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
+    assert inductor.frame_count == 1
     torch._dynamo.reset()
+
+
+@needs_onednn
+def test_a_gradient_of_a_gradient_is_refused(onednn: list[str]) -> None:
+    x, weight = torch.randn(4, 12, requires_grad=True), torch.randn(9, 12, requires_grad=True)
+    (slope,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()

@@ -98,6 +98,7 @@ def test_a_model_may_have_pieces_of_words_of_its_own(tmp_path: Path, arguments: 
     ("change", "error", "message"),
     [
         ("pieces=9", ValueError, "recognizer is /"),
+        ("pieces=-1", ValueError, "pieces is -1; it must not be negative"),
         ("recognizer=null", ValueError, "recognizer is None and pieces is 0; set one: recognizer=… for a model over"),
         ("recognizer=/nowhere", FileNotFoundError, "/nowhere: no such model; give a model folder or the folder of a"),
         ("texts=[/nowhere.txt]", FileNotFoundError, "/nowhere.txt: no such text; give files with a sentence a line"),
