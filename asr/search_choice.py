@@ -40,8 +40,9 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
 
     The mode is the one that is asked for, else the folder's default, else greedy search. Where the default has no place
     for a language model or hotwords that are asked for, it is joint search with a neural model (`rescore` with one that
-    has other tokens than the recogniser), and prefix beam search without. Where the default is lexicon search, which knows the folder's own words alone, and hotwords or an n-gram
-    model are asked for, or that the own one is left out, it is joint search, or prefix beam search if that was tuned.
+    has other tokens than the recogniser), and prefix beam search without. Where the default is lexicon search, which
+    knows the folder's own words alone, and hotwords or an n-gram model are asked for, or that the own one is left out,
+    it is joint search, or prefix beam search if that was tuned.
 
     Args:
         folder: Of a recogniser; it may hold `decoding.json`, language models, `words.ngram` and `neural/`, and
