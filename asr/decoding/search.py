@@ -28,6 +28,7 @@ LEXICON_NEEDS = (
     "model of the words; set both"
 )
 TOKEN_LM_MODES = ("attention", "joint")  # where a neural language model scores token by token
+_STAND_IN = 0.5  # share of the neural model's weight that the n-gram model has besides its own in lexicon's first pass
 _NEED_DECODER = (*TOKEN_LM_MODES, "rescore")
 
 
@@ -70,7 +71,7 @@ class DecodingConfig:
             search with the attention decoder alone; `joint`, with CTC and attention together in one pass; `rescore`,
             the best of prefix beam search ranked anew with the attention decoder and the neural language model;
             `lexicon`, prefix beam search of phones for words of an n-gram model and a lexicon, the best of it ranked
-            anew by CTC and decoder as well.
+            anew by CTC, decoder and the neural language model as well.
         beam_size: Hypotheses kept in every step of a beam search.
         ctc_weight: Weight of the CTC score in joint search and in rescoring, in (0, 1]; the decoder has the rest.
         phone_weight: In `lexicon`, weight of the phones' CTC score, in (0, 1]; the tokens' CTC score and the decoder
@@ -298,12 +299,16 @@ class Search:
         config, lexicon = self.config, self._lexicon
         assert lexicon is not None
         weight = config.phone_weight
+        # What the neural model says of words comes in the second pass; until then the n-gram model stands in for it.
+        ngram_weight = config.lm.ngram_weight
+        if self._sentences is not None:
+            ngram_weight += _STAND_IN * config.lm.neural_weight
         heard = prefix_beam_search(
             self.model.phone_log_probs(encoding.frames),
             encoding.lengths,
             beam_size=config.beam_size,
             # Without what comes in the second pass, so that the weights of the others are larger.
-            scorers=[Weighted("ngram", config.lm.ngram_weight / weight, lexicon)],
+            scorers=[Weighted("ngram", ngram_weight / weight, lexicon)],
             length_bonus=config.length_bonus / weight,
             token_margin=config.token_margin,
             labels=lexicon.labels,
