@@ -133,16 +133,19 @@ def test_errors_of_the_config(settings: dict[str, Any], message: str) -> None:
 
 
 def sizes() -> list[int]:
-    return sorted(int(path.stem.removeprefix("transformer_")[:-1]) for path in CONF.glob("lm/*.yaml"))
+    return sorted(int(path.stem.removeprefix("transformer_")[:-1]) for path in CONF.glob("lm/transformer_*.yaml"))
 
 
 def test_there_is_a_language_model_of_every_size() -> None:
     assert sizes() == [1, 5, 20]
 
 
-@pytest.mark.parametrize("millions", sizes())
-def test_a_language_model_has_about_the_size_that_its_name_says(millions: int) -> None:
-    settings = yaml.safe_load((CONF / "lm" / f"transformer_{millions}m.yaml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("name", "millions", "vocab_size"),
+    [*((f"transformer_{millions}m", millions, 500) for millions in sizes()), ("pieces_6m", 6, 4000)],
+)
+def test_a_language_model_has_about_the_size_that_its_name_says(name: str, millions: int, vocab_size: int) -> None:
+    settings = yaml.safe_load((CONF / "lm" / f"{name}.yaml").read_text(encoding="utf-8"))
     with torch.device("meta"):
-        model = LanguageModel(LanguageModelConfig(**settings), vocab_size=500)
+        model = LanguageModel(LanguageModelConfig(**settings), vocab_size=vocab_size)
     assert model.num_parameters() == pytest.approx(millions * 1e6, rel=0.1)
