@@ -4,17 +4,16 @@ Modules that import torch take seconds to load, so every `run_…` imports what 
 """
 
 import argparse
-import gc
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr.errors import one_line
+from asr.garbage import without_collections
 from asr.writers import FORMATS
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def add_transcribe(subparsers: "Subparsers") -> None:
 
 def run_transcribe(args: argparse.Namespace) -> int:
     """Do `asr transcribe`."""
-    with _without_collections():
+    with without_collections():
         from asr import checkpoint, hub
         from asr.devices import pick_device
         from asr.search_choice import SearchOptions, choose_search
@@ -214,7 +213,7 @@ def add_align(subparsers: "Subparsers") -> None:
 
 def run_align(args: argparse.Namespace) -> int:
     """Do `asr align`."""
-    with _without_collections():
+    with without_collections():
         from asr import checkpoint, hub
         from asr.alignment import align_file
         from asr.devices import pick_device
@@ -246,18 +245,6 @@ def run_info(args: argparse.Namespace) -> int:
 
 # In the order of `asr --help`.
 COMMANDS: tuple[Callable[["Subparsers"], None], ...] = (add_transcribe, add_align, add_score, add_info)
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """For imports of torch: a fifth faster if the collector does not go through their objects, which all stay."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _add_model(parser: argparse.ArgumentParser, name: str, *, nargs: str | None = None) -> None:

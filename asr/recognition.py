@@ -2,11 +2,10 @@
 
 # B utterances, S samples
 
-import gc
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,6 +29,7 @@ from asr.decoding.search import TOKEN_LM_MODES, DecodingConfig, Encoding, Recogn
 from asr.decoding.spelling import fits_tokens
 from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer
 from asr.devices import pick_dtype
+from asr.garbage import without_collections
 from asr.lm_checkpoint import LoadedLanguageModel, load_language_model
 from asr.nn.model import Recognizer
 from asr.pronunciation import read_lexicon
@@ -87,7 +87,7 @@ class SearchBuilder:
                     f"{loaded.path}: this model knows no phones, so decoding.mode 'lexicon' is not for it; "
                     "use another, or train it with lexicon=… and loss.phone_weight above 0"
                 )
-            with _without_collections():
+            with without_collections():
                 self._lexicons[key] = self._load_lexicon(ngram, lexicon)
         return self._lexicons[key]
 
@@ -132,18 +132,6 @@ class SearchBuilder:
         if path not in self._neural:
             self._neural[path] = load_language_model(path, device=self.loaded.device)
         return self._neural[path]
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Keeps Python from looking through the hundred thousands of small objects of a lexicon again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @torch.inference_mode()

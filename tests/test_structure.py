@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     "resampling": 1,
     "devices": 1,
     "errors": 1,
+    "garbage": 1,
     "hub": 1,
     "tensor_files": 1,
     "quantization": 1,
