@@ -19,7 +19,11 @@ def run(recipe: TrainLmRecipe) -> None:
     if recipe.recognizer is not None:
         tokenizer = read_tokenizer(find_model(recipe.recognizer))
     else:
-        tokenizer = BpeTokenizer.train(read_texts(recipe.texts), vocab_size=recipe.pieces)
+        texts = list(read_texts(recipe.texts))
+        try:
+            tokenizer = BpeTokenizer.train(texts, vocab_size=recipe.pieces)
+        except ValueError as error:
+            raise ValueError(f"pieces is {recipe.pieces}: {error}") from None
     train = read_sentences(recipe.texts, tokenizer, recipe.loader)
     if recipe.valid:
         valid = read_sentences(recipe.valid, tokenizer, recipe.loader)
