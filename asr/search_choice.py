@@ -13,8 +13,8 @@ OWN_LEXICON = "lexicon.txt.xz"  # pronunciations beside the weights, for lexicon
 OWN_NEURAL = "neural"  # folder of a neural language model beside the weights, which takes part in second passes
 NO_MODEL = Path("none")  # in place of a language model's path: without any
 
-_SECOND_PASS = ("rescore", "lexicon")
-_WITH_NEURAL = (*TOKEN_LM_MODES, *_SECOND_PASS)
+SECOND_PASS = ("rescore", "lexicon")  # modes that rank what a first search found
+_WITH_NEURAL = (*TOKEN_LM_MODES, *SECOND_PASS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
     if NO_MODEL not in options.lms:
         if mode != "greedy" and (folder / OWN_NGRAM).is_file():
             models.setdefault("ngram", folder / OWN_NGRAM)
-        if mode in _SECOND_PASS and (folder / OWN_NEURAL).is_dir():
+        if mode in SECOND_PASS and (folder / OWN_NEURAL).is_dir():
             models.setdefault("neural", folder / OWN_NEURAL)
     lexicon = None
     if mode == "lexicon":

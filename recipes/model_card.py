@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from asr.checkpoint import LoadedModel
 from asr.model_figures import Figures, files_of, size
 from asr.report import percent
-from asr.search_choice import OWN_LEXICON, OWN_NEURAL, OWN_NGRAM
+from asr.search_choice import OWN_LEXICON, OWN_NEURAL, OWN_NGRAM, SECOND_PASS
 from asr.variants import DefaultSearch
 
 
@@ -180,7 +180,7 @@ def _model(loaded: LoadedModel, default: DefaultSearch, folder: Path) -> str:
     search = "greedy search" if default.mode == "greedy" else f"`{default.mode}` search with beam {default.beam_size}"
     paths = {file: file.relative_to(folder) for file in files_of(folder)}
     there = {path.parts[0] for path in paths.values()}
-    used = {OWN_NGRAM: True, OWN_LEXICON: default.mode == "lexicon", OWN_NEURAL: default.mode in ("rescore", "lexicon")}
+    used = {OWN_NGRAM: True, OWN_LEXICON: default.mode == "lexicon", OWN_NEURAL: default.mode in SECOND_PASS}
     helpers = [text for name, text in _HELPERS.items() if name in there and used[name]]
     blocks = "one block" if decoder.num_layers == 1 else f"{decoder.num_layers} blocks"
     phones = f", another over {len(loaded.config.phones)} phones" if loaded.config.phones else ""

@@ -11,6 +11,7 @@ from asr.decoding.search import DecodingConfig, FusionConfig
 from asr.lm_checkpoint import LoadedLanguageModel, load_language_model
 from asr.pronunciation import Lexicon, read_lexicon
 from asr.recognition import SearchBuilder
+from asr.search_choice import SECOND_PASS
 from asr.variants import TunedSearch, read_tuned
 
 
@@ -38,7 +39,7 @@ def choose_tuned(recipe: ReleaseRecipe, source: Path) -> dict[str, TunedSearch]:
         if (recipe.ngram or "ngram" not in parts) and (recipe.neural or "neural" not in parts)
     ]
     found = read_tuned(source) if source.is_file() else {}
-    own = {"ngram": recipe.ngram, "neural": recipe.neural if recipe.mode in ("rescore", "lexicon") else None}
+    own = {"ngram": recipe.ngram, "neural": recipe.neural if recipe.mode in SECOND_PASS else None}
     default = "+".join([recipe.mode, *(name for name, path in own.items() if path)])
     if recipe.mode != "greedy" and default not in found:
         raise ValueError(f"{source} holds nothing of {default}; tune it with recipes/tune_decoding.py, or set mode=")
