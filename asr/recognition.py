@@ -22,7 +22,7 @@ from asr.data.manifest import Utterance
 from asr.decoding.arpa import load_ngram
 from asr.decoding.hotwords import HotwordScorer, read_hotwords
 from asr.decoding.hypothesis import align
-from asr.decoding.lexicon_scorer import LexiconScorer
+from asr.decoding.lexicon_graph import LexiconGraph
 from asr.decoding.neural_lm import NeuralLmScorer, SentenceScorer
 from asr.decoding.scorers import Scorer
 from asr.decoding.search import TOKEN_LM_MODES, DecodingConfig, Encoding, Recognition, Search, encode
@@ -54,7 +54,7 @@ class SearchBuilder:
         self.loaded = loaded
         self._ngrams: dict[tuple[Path, float], Scorer[Any]] = {}
         self._neural: dict[Path, LoadedLanguageModel] = {}
-        self._lexicons: dict[tuple[Path, Path], LexiconScorer] = {}
+        self._lexicons: dict[tuple[Path, Path], LexiconGraph] = {}
 
     def build(self, config: DecodingConfig) -> Search:
         """A search as the config describes it.
@@ -78,7 +78,7 @@ class SearchBuilder:
             lexicon=self._lexicon(lm.ngram, config.lexicon) if lm.ngram and config.lexicon else None,
         )
 
-    def _lexicon(self, ngram: Path, lexicon: Path) -> LexiconScorer:
+    def _lexicon(self, ngram: Path, lexicon: Path) -> LexiconGraph:
         key = (ngram, lexicon)
         if key not in self._lexicons:
             loaded = self.loaded
@@ -91,14 +91,14 @@ class SearchBuilder:
                 self._lexicons[key] = self._load_lexicon(ngram, lexicon)
         return self._lexicons[key]
 
-    def _load_lexicon(self, ngram: Path, lexicon: Path) -> LexiconScorer:
+    def _load_lexicon(self, ngram: Path, lexicon: Path) -> LexiconGraph:
         loaded = self.loaded
         with ThreadPoolExecutor(1) as thread:  # which mostly decompresses, and that leaves Python's lock alone
             loading = thread.submit(load_ngram, ngram)
             pronunciations = read_lexicon(lexicon)
             model = loading.result().to(loaded.device)
         try:
-            return LexiconScorer(model, pronunciations, loaded.config.phones, loaded.tokenizer)
+            return LexiconGraph(model, pronunciations, loaded.config.phones, loaded.tokenizer)
         except ValueError as error:
             raise ValueError(f"{lexicon} with {ngram}: {error}") from None
 

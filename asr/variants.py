@@ -178,6 +178,7 @@ def _parse(own: dict[str, Any]) -> TunedSearch:
     known = {
         "ctc_weight",
         "phone_weight",
+        "prior_weight",
         "length_bonus",
         *(f"lm.{name}" for name in asdict(FusionConfig()) if "weight" in name),
     }

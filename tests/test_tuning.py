@@ -11,7 +11,7 @@ from random_ngrams import make_model
 from asr import evaluate
 from asr.confidence import UNCALIBRATED
 from asr.decoding.hypothesis import Hypothesis
-from asr.decoding.lexicon_scorer import LexiconScorer
+from asr.decoding.lexicon_graph import LexiconGraph
 from asr.decoding.rescore import combine
 from asr.decoding.search import DecodingConfig, Encoding, FusionConfig, Recognition, Search, encode
 from asr.pronunciation import Lexicon
@@ -142,7 +142,7 @@ def test_the_weight_of_phones_is_tuned_with_the_others() -> None:
 
 def test_without_a_decoder_the_weight_of_ctc_is_not_tuned() -> None:
     model = tiny.make_model(num_decoder_layers=0, phones=tiny.PHONES)
-    lexicon = LexiconScorer(make_model(list(tiny.SPOKEN)), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
+    lexicon = LexiconGraph(make_model(list(tiny.SPOKEN)), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
     lm = FusionConfig(ngram=Path("words.arpa"))
     config = DecodingConfig(mode="lexicon", beam_size=8, lexicon=Path("lexicon.txt"), lm=lm)
     padded, lengths = tiny.pad([tiny.noise(length, seed=length) for length in (3000, 800, 2111)])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asr.decoding.prefix_tree import grow_trees, tree_batches
 from asr.nn.lm import LanguageModel, LanguageModelState
 from asr.tokenizer import EOS_ID, Tokenizer
 
@@ -81,11 +82,24 @@ class SentenceScorer:
         self._tokenizer, self._spelling = tokenizer, spelling
         self._is_same = tokenizer.tokens == spelling.tokens
 
-    def __call__(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Natural logarithms (K,) float64 of K sentences in the recogniser's tokens, ends of sentence included."""
+    @torch.inference_mode()
+    def __call__(self, lists: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+        """Natural logarithms of lists of sentences in the recogniser's tokens, ends of sentence included.
+
+        What the sentences of a list begin with in common is read once.
+        """
         if not self._is_same:
-            sequences = [self._tokenizer.encode(self._spelling.decode(sequence)) for sequence in sequences]
-        return sequence_log_probs(self.model, sequences)
+            lists = [[self._tokenizer.encode(self._spelling.decode(sequence)) for sequence in own] for own in lists]
+        device = self.model.output_bias.device
+        found: list[list[float]] = [[] for _ in lists]
+        for places in tree_batches(lists, vocab_size=len(self.model.output_bias), max_numbers=_MAX_LOGITS):
+            trees = grow_trees([lists[place] for place in places])
+            logits = self.model(
+                trees.tokens.to(device), positions=trees.positions.to(device), mask=trees.mask.to(device)
+            )
+            for place, own in zip(places, trees.log_probs(logits), strict=True):
+                found[place] = own
+        return found
 
 
 @torch.inference_mode()

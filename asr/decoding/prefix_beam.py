@@ -93,7 +93,6 @@ def prefix_beam_search(
     length_bonus: float = 0.0,
     token_margin: float = math.inf,
     num_best: int | None = None,
-    labels: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """Searches the transcripts with the best log p_ctc + Σ weight·score + bonus·length.
 
@@ -110,8 +109,6 @@ def prefix_beam_search(
         token_margin: In each frame, tokens extend a prefix only if their log-probability is less than this below that
             of the frame's best label; infinity tries all.
         num_best: Most hypotheses that are returned of each utterance; the beam size by default.
-        labels: The CTC label that each token is heard as, (V',) integers, where several tokens sound alike; blank and
-            end of sentence are their own. By default tokens are labels.
 
     Returns:
         Hypotheses of each utterance, best first, at least one. Their parts are `ctc`, the log-probability of the
@@ -121,11 +118,6 @@ def prefix_beam_search(
         ValueError: If a scorer cannot stay, a setting is out of range, or a log-probability is not a number.
     """
     _check_settings(beam_size, scorers, token_margin)
-    tokens_are_labels = labels is None
-    if labels is None:
-        labels = torch.arange(log_probs.shape[2], device=log_probs.device)
-    else:
-        log_probs = log_probs[..., labels]
     frames = _prepare(log_probs, lengths, token_margin)
     beam = _start(len(lengths), beam_size, len(scorers), log_probs.device)
     states = [each.scorer.start(len(lengths), beam_size) for each in scorers]
@@ -133,11 +125,11 @@ def prefix_beam_search(
     for frame, num_tried in enumerate(frames.num_tried):
         emissions, tried = frames.log_probs[:, frame], frames.tried[:, frame]
         is_parent = beam.prefixes[:, :, None] == beam.parents[:, None]  # (B, N, N), the first of the second
-        stayed = _stay(beam, is_parent, emissions, tried, labels)
+        stayed = _stay(beam, is_parent, emissions, tried)
         if not num_tried:
             beam = stayed
             continue
-        if not scorers and tokens_are_labels:
+        if not scorers:
             # A prefix with a token that is not among the N + 1 best has at least N better ones beside it: the same
             # prefix with each of these, or all but one, as a repeat of its last token may be worse.
             num_tried = min(num_tried, beam_size + 1)
@@ -146,7 +138,7 @@ def prefix_beam_search(
         for number, each in enumerate(scorers):
             score, states[number] = each.scorer.score(states[number], tokens)
             scores.append(score)
-        extensions = _extend(beam, is_parent, best, tokens, scores, scorers, length_bonus, labels)
+        extensions = _extend(beam, is_parent, best, tokens, scores, scorers, length_bonus)
         beam, columns, tokens = _choose(stayed, extensions)
         history.append((columns, tokens))
         rows = (columns + beam_size * torch.arange(len(columns), device=columns.device)[:, None]).flatten()
@@ -206,7 +198,7 @@ def _start(num_utterances: int, num_prefixes: int, num_scorers: int, device: tor
     )
 
 
-def _stay(beam: _Beam, is_parent: Tensor, emissions: Tensor, tried: Tensor, labels: Tensor) -> _Beam:
+def _stay(beam: _Beam, is_parent: Tensor, emissions: Tensor, tried: Tensor) -> _Beam:
     """The same prefixes one frame later.
 
     Where the parent of a prefix is in the beam too, the parent's extension by the last token is the same transcript
@@ -217,11 +209,9 @@ def _stay(beam: _Beam, is_parent: Tensor, emissions: Tensor, tried: Tensor, labe
         is_parent: Whether the first prefix is the second without its last token, (B, N, N).
         emissions: Log-probabilities of the frame, (B, V).
         tried: The same of tokens that may extend a prefix, (B, V).
-        labels: What each token is heard as, (V,).
     """
     either = beam.ctc()
-    heard = labels[beam.last]
-    is_repeat = heard[:, :, None] == heard[:, None]
+    is_repeat = beam.last[:, :, None] == beam.last[:, None]
     # A repeat of the last token needs a blank between.
     before = torch.where(is_repeat, beam.blank[:, :, None], either[:, :, None])
     from_parent = before.masked_fill(~is_parent, -math.inf).amax(dim=1)  # (B, N); no prefix has two parents
@@ -244,7 +234,6 @@ def _extend(
     scores: list[Tensor],
     scorers: Sequence[Weighted[Any]],
     length_bonus: float,
-    labels: Tensor,
 ) -> _Extensions:
     """All prefixes with all tried tokens behind them.
 
@@ -256,11 +245,9 @@ def _extend(
         scores: What each scorer adds for all next tokens, (R, V) each.
         scorers: For their weights.
         length_bonus: Added for every token.
-        labels: What each token is heard as, (V,).
     """
     is_last = tokens[:, None] == beam.last[:, :, None]  # (B, N, K)
-    is_repeat = labels[tokens][:, None] == labels[beam.last][:, :, None]
-    before = torch.where(is_repeat, beam.blank[:, :, None], beam.ctc()[:, :, None])
+    before = torch.where(is_last, beam.blank[:, :, None], beam.ctc()[:, :, None])
     # Prefix with token is in the beam if a row has the prefix for its parent and the token for its last: a product of
     # (N, N) and (N, K) tells.
     in_beam = (is_parent.float() @ is_last.float()) > 0

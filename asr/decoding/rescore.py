@@ -11,11 +11,12 @@ from torch import Tensor
 
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.neural_lm import SentenceScorer
+from asr.decoding.prefix_tree import grow_trees, tree_batches
 from asr.decoding.spelling import LOG_ZERO
 from asr.nn.decoder import TransformerDecoder
-from asr.tokenizer import BLANK_ID, EOS_ID
+from asr.tokenizer import BLANK_ID
 
-_MAX_LOGITS = 2**26  # that are held at a time: 256 MB
+_MAX_LOGITS = 2**26  # that are held at a time, or numbers of a mask
 
 
 def rescore(
@@ -47,9 +48,7 @@ def rescore(
         attention = attention_log_probs(decoder, frames, lengths, found)
     language = [[0.0] * len(own) for own in found]
     if neural is not None:
-        flat = neural([each.tokens for own in found for each in own]).tolist()
-        places = iter(flat)
-        language = [[next(places) for _ in own] for own in found]
+        language = neural([[each.tokens for each in own] for own in found])
     ranked = []
     for own, heard, expected in zip(found, attention, language, strict=True):
         scored = []
@@ -91,10 +90,11 @@ def combine(hypothesis: Hypothesis, *, weights: Mapping[str, float], length_bonu
     return replace(hypothesis, score=score + length_bonus * len(hypothesis.tokens))
 
 
+@torch.inference_mode()
 def attention_log_probs(
     decoder: TransformerDecoder, frames: Tensor, lengths: Tensor, found: Sequence[Sequence[Hypothesis]]
 ) -> list[list[float]]:
-    """The decoder's log-probability of each hypothesis, end of sentence included, all tokens at once.
+    """The decoder's log-probability of each hypothesis, end of sentence included.
 
     Args:
         decoder: In eval mode.
@@ -102,30 +102,18 @@ def attention_log_probs(
         lengths: (B,) integers.
         found: Hypotheses of each utterance.
     """
-    sums: list[list[float]] = []
-    longest = max(len(each.tokens) for own in found for each in own)
-    count = max(len(own) for own in found)
-    step = max(1, _MAX_LOGITS // (count * (longest + 1) * decoder.output.out_features))  # utterances at a time
-    for first in range(0, len(found), step):
-        part = slice(first, first + step)
-        sums += _attention_log_probs(decoder, frames[part], lengths[part], found[part])
+    lists = [[each.tokens for each in own] for own in found]
+    sums: list[list[float]] = [[] for _ in found]
+    for places in tree_batches(lists, vocab_size=decoder.output.out_features, max_numbers=_MAX_LOGITS):
+        trees = grow_trees([lists[place] for place in places])
+        device, rows = frames.device, torch.tensor(places, device=frames.device)
+        logits = decoder(
+            trees.tokens.to(device),
+            frames[rows],
+            lengths[rows],
+            positions=trees.positions.to(device),
+            mask=trees.mask.to(device),
+        )  # (S, U, V)
+        for place, own in zip(places, trees.log_probs(logits), strict=True):
+            sums[place] = own
     return sums
-
-
-def _attention_log_probs(
-    decoder: TransformerDecoder, frames: Tensor, lengths: Tensor, found: Sequence[Sequence[Hypothesis]]
-) -> list[list[float]]:
-    count = max(len(own) for own in found)
-    longest = max(len(each.tokens) for own in found for each in own)
-    inputs = torch.full((len(found), count, longest + 1), EOS_ID)
-    targets = torch.full((len(found), count, longest + 1), -1)
-    for row, own in enumerate(found):
-        for column, each in enumerate(own):
-            size = len(each.tokens)
-            inputs[row, column, 1 : size + 1] = torch.tensor(each.tokens, dtype=torch.int64)
-            targets[row, column, : size + 1] = torch.tensor([*each.tokens, EOS_ID])
-    inputs, targets = inputs.flatten(0, 1).to(frames.device), targets.flatten(0, 1).to(frames.device)
-    log_probs = decoder(inputs, frames, lengths).float().log_softmax(dim=-1)  # (B·N, U + 1, V)
-    chosen = log_probs.gather(2, targets.clamp_min(0)[:, :, None])[:, :, 0].double()
-    sums = torch.where(targets >= 0, chosen, 0.0).sum(dim=1).view(len(found), count)
-    return [own[: len(hypotheses)] for own, hypotheses in zip(sums.tolist(), found, strict=True)]

@@ -13,12 +13,12 @@ from torch import Tensor
 from asr.decoding.beam import beam_search
 from asr.decoding.ctc import CtcScorer, greedy_search
 from asr.decoding.hypothesis import Hypothesis
-from asr.decoding.lexicon_scorer import LexiconScorer
+from asr.decoding.lexicon_graph import LexiconGraph
+from asr.decoding.lexicon_search import NOTHING, LexiconSearchConfig, lexicon_search
 from asr.decoding.neural_lm import SentenceScorer
 from asr.decoding.prefix_beam import prefix_beam_search
 from asr.decoding.rescore import add_ctc, rescore
 from asr.decoding.scorers import AttentionScorer, Scorer, Weighted
-from asr.decoding.spelling import LOG_ZERO
 from asr.nn.decoder import TransformerDecoder
 from asr.nn.model import Recognizer
 
@@ -29,6 +29,7 @@ LEXICON_NEEDS = (
 )
 TOKEN_LM_MODES = ("attention", "joint")  # where a neural language model scores token by token
 _STAND_IN = 0.5  # share of the neural model's weight that the n-gram model has besides its own in lexicon's first pass
+_RANKED_ANEW = 32  # hypotheses of an utterance, in the second pass of lexicon
 _NEED_DECODER = (*TOKEN_LM_MODES, "rescore")
 
 
@@ -72,19 +73,23 @@ class DecodingConfig:
             the best of prefix beam search ranked anew with the attention decoder and the neural language model;
             `lexicon`, prefix beam search of phones for words of an n-gram model and a lexicon, the best of it ranked
             anew by CTC, decoder and the neural language model as well.
-        beam_size: Hypotheses kept in every step of a beam search.
+        beam_size: Hypotheses kept in every step of a beam search, at most.
         ctc_weight: Weight of the CTC score in joint search and in rescoring, in (0, 1]; the decoder has the rest.
         phone_weight: In `lexicon`, weight of the phones' CTC score, in (0, 1]; the tokens' CTC score and the decoder
             share the rest, and with 1 are left out.
+        prior_weight: In `lexicon`, share of how frequent phones are in the language that is taken off their CTC score,
+            at least 0, as hybrid systems do (Bourlard and Morgan 1994): the words' model says it as well.
         lexicon: In `lexicon`, the file with the words' pronunciations (see `asr.pronunciation`).
         length_bonus: Added to a hypothesis' score for every token, and in the first pass of `lexicon` for every phone.
         end_margin: In `joint` and `attention`, the most that a running hypothesis is trusted to gain on the best
             finished one; it matters where a bonus, hotwords or `lm.internal_weight` let scores rise. Infinity ends a
             search exactly, but with these only after the last frame.
-        token_margin: Prefix beam search tries tokens that are at most this much less probable than the best of their
-            frame, a natural logarithm; infinity tries all.
-        num_best: Most hypotheses that are kept of an utterance in the end; `lexicon` ranks a quarter of the beam anew,
-            if that is more, and keeps it.
+        token_margin: Prefix beam search tries tokens, and `lexicon` phones, that are at most this much less probable
+            than the best of their frame, a natural logarithm; infinity tries all.
+        beam_margin: `lexicon` drops hypotheses that are this far below the best in a frame, where the phones' CTC score
+            has the weight 1; infinity leaves it to `beam_size`.
+        num_best: Most hypotheses that are kept of an utterance in the end; `lexicon` ranks 32 anew, if that is more,
+            and keeps them.
         lm: Language models.
         hotwords: A file of words and phrases that are expected, one a line; None for none.
         hotword_bonus: What a phrase without a weight of its own in that file adds to a hypothesis that has it.
@@ -94,10 +99,12 @@ class DecodingConfig:
     beam_size: int = 10
     ctc_weight: float = 0.3
     phone_weight: float = 0.5
+    prior_weight: float = 0.0
     lexicon: Path | None = None
     length_bonus: float = 0.0
     end_margin: float = 20.0
-    token_margin: float = 12.0
+    token_margin: float = 8.0
+    beam_margin: float = 16.0
     num_best: int = 10
     lm: FusionConfig = field(default_factory=FusionConfig)
     hotwords: Path | None = None
@@ -114,8 +121,11 @@ class DecodingConfig:
                 raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be a finite number")
         if not self.end_margin >= 0:
             raise ValueError(f"decoding.end_margin is {self.end_margin}; it must be 0 or more")
-        if not self.token_margin > 0:
-            raise ValueError(f"decoding.token_margin is {self.token_margin}; it must be above 0")
+        for name in ("token_margin", "beam_margin"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.prior_weight < math.inf:
+            raise ValueError(f"decoding.prior_weight is {self.prior_weight}; it must be a number of 0 or more")
         for name in ("ctc_weight", "phone_weight"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"decoding.{name} is {getattr(self, name)}; it must be in (0, 1]")
@@ -211,7 +221,7 @@ class Search:
         neural: Scores of tokens by the model that `config.lm.neural` names, for `attention` and `joint`.
         sentences: Scores of whole sentences by that model, for the modes with a second pass.
         hotwords: Scores by the phrases that `config.hotwords` names.
-        lexicon: Scores by the model that `config.lm.ngram` names, over the phones in `config.lexicon`.
+        lexicon: The words of the model that `config.lm.ngram` names, over the phones in `config.lexicon`.
 
     Raises:
         ValueError: If the mode needs a decoder and the model has none, or a lexicon and there is none.
@@ -226,7 +236,7 @@ class Search:
         neural: Scorer[Any] | None = None,
         sentences: SentenceScorer | None = None,
         hotwords: Scorer[Any] | None = None,
-        lexicon: LexiconScorer | None = None,
+        lexicon: LexiconGraph | None = None,
     ) -> None:
         if config.mode in _NEED_DECODER and model.decoder is None:
             raise ValueError(
@@ -303,22 +313,22 @@ class Search:
         ngram_weight = config.lm.ngram_weight
         if self._sentences is not None:
             ngram_weight += _STAND_IN * config.lm.neural_weight
-        heard = prefix_beam_search(
-            self.model.phone_log_probs(encoding.frames),
-            encoding.lengths,
+        # Without what comes in the second pass, so that the weights of the others are larger.
+        settings = LexiconSearchConfig(
             beam_size=config.beam_size,
-            # Without what comes in the second pass, so that the weights of the others are larger.
-            scorers=[Weighted("ngram", ngram_weight / weight, lexicon)],
-            length_bonus=config.length_bonus / weight,
+            beam_margin=config.beam_margin,
             token_margin=config.token_margin,
-            labels=lexicon.labels,
+            ngram_weight=ngram_weight / weight,
+            prior_weight=config.prior_weight,
+            length_bonus=config.length_bonus / weight,
         )
-        num_best = max(config.num_best, config.beam_size // 4)
-        spelled = [
-            _spelled(own, lexicon, most=length, num_best=num_best)
+        heard = lexicon_search(self.model.phone_log_probs(encoding.frames), encoding.lengths, lexicon, settings)
+        num_best = max(config.num_best, _RANKED_ANEW)
+        fitting = [
+            [each for each in own if len(each.tokens) <= length][:num_best] or [NOTHING]
             for own, length in zip(heard, encoding.lengths.tolist(), strict=True)
         ]
-        found = add_ctc(spelled, encoding.log_probs, encoding.lengths)
+        found = add_ctc(fitting, encoding.log_probs, encoding.lengths)
         weights = {"phones": weight, "ngram": config.lm.ngram_weight}
         return self._rescore(encoding, found, weights, share=1 - weight)
 
@@ -368,28 +378,6 @@ class Search:
     def _decoder(self) -> TransformerDecoder:
         assert self.model.decoder is not None
         return self.model.decoder
-
-
-def _spelled(heard: list[Hypothesis], lexicon: LexiconScorer, *, most: int, num_best: int) -> list[Hypothesis]:
-    """What was heard in phones, in tokens; of several pronunciations of the same words the best counts.
-
-    Args:
-        heard: Best first.
-        lexicon: Which searched it.
-        most: Most tokens that the encoder's frames can carry.
-        num_best: Most hypotheses that are returned.
-
-    Returns:
-        At least one hypothesis; the empty one if no whole words fit into the frames.
-    """
-    found: dict[tuple[int, ...], Hypothesis] = {}
-    for each in heard:
-        tokens = lexicon.spell(each.tokens)
-        if math.isfinite(each.score) and tokens not in found and len(tokens) <= most:
-            found[tokens] = Hypothesis(tokens, each.score, {"phones": each.parts["ctc"], "ngram": each.parts["ngram"]})
-        if len(found) == num_best:
-            break
-    return list(found.values()) or [Hypothesis((), LOG_ZERO, {"phones": LOG_ZERO, "ngram": LOG_ZERO})]
 
 
 def internal_scorer(decoder: TransformerDecoder, frames: Tensor) -> AttentionScorer:

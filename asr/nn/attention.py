@@ -162,7 +162,7 @@ class RelativeAttention(nn.Module):
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, self.head_width))
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, E)
-        cosines, sines = position_code(x.shape[1], self.position_width, device=x.device)  # (T, P/2) each
+        cosines, sines = position_code(torch.arange(x.shape[1], device=x.device), self.position_width)  # (T, P/2) each
         a, b = ((query + self.position_bias) @ self.position_weight).chunk(2, dim=-1)  # (B, H, T, P/2) each
         turned = torch.cat([a * sines + b * cosines, b * sines - a * cosines], dim=-1)  # (B, H, T, P)
         code = torch.cat([cosines, sines], dim=-1).to(key.dtype).expand(*key.shape[:3], -1)  # (B, H, T, P)
@@ -210,14 +210,14 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None
     return context if mask is None else context * sees.to(context.dtype)
 
 
-def position_code(length: int, width: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions 0 … length - 1 at geometric frequencies (Vaswani et al. 2017, section 3.5).
+def position_code(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions, (…) integers, at geometric frequencies (Vaswani et al. 2017, section 3.5).
 
     Returns:
-        Two float32 tensors (length, width / 2).
+        Two float32 tensors (…, width / 2).
     """
-    exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
-    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * 10_000.0**-exponents
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angles = positions.float()[..., None] * 10_000.0**-exponents
     return angles.cos(), angles.sin()
 
 

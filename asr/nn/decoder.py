@@ -141,7 +141,15 @@ class TransformerDecoder(nn.Module):
         """The blocks, first to last."""
         return cast(list[DecoderBlock], list(self.blocks))
 
-    def forward(self, tokens: Tensor, frames: Tensor, frame_lengths: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        frames: Tensor,
+        frame_lengths: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Logits of every next token (teacher forcing).
 
         Args:
@@ -149,13 +157,16 @@ class TransformerDecoder(nn.Module):
                 may hold any token.
             frames: (B, T', D) of the encoder.
             frame_lengths: (B,) integers.
+            positions: How many tokens lie before each, (B·N, U) integers; by default rows are read from left to right.
+            mask: Which tokens each token attends to, (B·N, 1, U, U) booleans, each to itself at least; by default to
+                those before it.
 
         Returns:
             Logits (B·N, U, V); row u is the prediction of what follows token u.
         """
         memory_mask = valid_mask(frame_lengths, frames.shape[1])[:, None, None, :]
-        causal = causal_mask(tokens.shape[1], tokens.device)
-        x = self.dropout(self._embed(tokens, start=0))
+        causal = causal_mask(tokens.shape[1], tokens.device) if mask is None else mask
+        x = self.dropout(self._embed(tokens, positions))
         for block in self.layers():
             run = runner(block, recompute=self.checkpoint_activations)
             x = run(x, frames, memory_mask=memory_mask, causal=causal)
@@ -169,7 +180,7 @@ class TransformerDecoder(nn.Module):
 
     def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Reads one token a sequence, (B·N,), and returns log-probabilities of the next (B·N, V) and the new state."""
-        x = self._embed(tokens[:, None], start=state.position)  # (B·N, 1, D)
+        x = self._embed(tokens[:, None], torch.full((1,), state.position, device=tokens.device))  # (B·N, 1, D)
         pasts = []
         for number, block in enumerate(self.layers()):
             past = state.pasts[number] if state.pasts else None
@@ -179,7 +190,9 @@ class TransformerDecoder(nn.Module):
         state = DecoderState(state.memories, pasts, state.memory_mask, state.position + 1, state.num_hypotheses)
         return log_probs, state
 
-    def _embed(self, tokens: Tensor, *, start: int) -> Tensor:
-        cosines, sines = position_code(start + tokens.shape[1], self.embedding.embedding_dim, device=tokens.device)
-        positions = torch.cat([sines, cosines], dim=-1)[start:]  # (U, D)
-        return self.embedding(tokens) * self.scale + positions.to(self.embedding.weight.dtype)  # (B, U, D)
+    def _embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        cosines, sines = position_code(positions, self.embedding.embedding_dim)
+        code = torch.cat([sines, cosines], dim=-1).to(self.embedding.weight.dtype)  # (U, D) or (B·N, U, D)
+        return self.embedding(tokens) * self.scale + code  # (B·N, U, D)

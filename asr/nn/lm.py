@@ -125,18 +125,21 @@ class LanguageModel(nn.Module):
         """The repeated parts, where compiling pays."""
         return list(self.blocks)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Logits of every next token.
 
         Args:
             tokens: (B, U) integers, each row the start token and then the sentence; padding may hold any token, as
                 no token looks ahead.
+            positions: How many tokens lie before each, (B, U) integers; by default rows are read from left to right.
+            mask: Which tokens each token attends to, (B, 1, U, U) booleans, each to itself at least; by default to
+                those before it.
 
         Returns:
             Logits (B, U, V); row u is the prediction of what follows token u.
         """
-        causal = causal_mask(tokens.shape[1], tokens.device)
-        x = self.dropout(self._embed(tokens, start=0))
+        causal = causal_mask(tokens.shape[1], tokens.device) if mask is None else mask
+        x = self.dropout(self._embed(tokens, positions))
         for block in self.layers():
             x = runner(block, recompute=self.checkpoint_activations)(x, causal=causal)
         return self._output(x)
@@ -146,7 +149,7 @@ class LanguageModel(nn.Module):
 
         The state before the first token is `LanguageModelState()`.
         """
-        x = self._embed(tokens[:, None], start=state.position)  # (B, 1, D)
+        x = self._embed(tokens[:, None], torch.full((1,), state.position, device=tokens.device))  # (B, 1, D)
         pasts = []
         for number, block in enumerate(self.layers()):
             x, past = block.step(x, state.pasts[number] if state.pasts else None)
@@ -158,10 +161,12 @@ class LanguageModel(nn.Module):
         """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _embed(self, tokens: Tensor, *, start: int) -> Tensor:
-        cosines, sines = position_code(start + tokens.shape[1], self.embedding.embedding_dim, device=tokens.device)
-        positions = torch.cat([sines, cosines], dim=-1)[start:]  # (U, D)
-        return self.embedding(tokens) * self.scale + positions.to(self.embedding.weight.dtype)  # (B, U, D)
+    def _embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        cosines, sines = position_code(positions, self.embedding.embedding_dim)
+        code = torch.cat([sines, cosines], dim=-1).to(self.embedding.weight.dtype)  # (U, D) or (B, U, D)
+        return self.embedding(tokens) * self.scale + code  # (B, U, D)
 
     def _output(self, x: Tensor) -> Tensor:
         return linear(self.norm(x), self.embedding.weight, self.output_bias)  # (…, D) -> (…, V)

@@ -82,7 +82,7 @@ def copy_to_espnet(model: Recognizer, *, max_tokens: int) -> tuple[nn.Module, nn
         if isinstance(norm, nn.LayerNorm):
             norm.eps = ours.norm.eps
     device = ours.output.weight.device
-    cosines, sines = position_code(max_tokens, width, device=device)
+    cosines, sines = position_code(torch.arange(max_tokens, device=device), width)
     decoder.embed[1].pe = torch.cat([sines, cosines], dim=-1)[None]  # (1, U, D)
     ctc = CTC(odim=vocab_size, encoder_output_size=width)
     ctc.ctc_lo.load_state_dict(model.ctc.state_dict())

@@ -81,14 +81,29 @@ def test_sentences_are_scored_in_the_models_own_pieces():
     letters = tiny.make_tokenizer()
     texts = ["ab abc", "", "c", "ab"]
     assert len(pieces.encode("ab abc")) < len(letters.encode("ab abc"))
-    found = SentenceScorer(model, pieces, letters)([letters.encode(text) for text in texts])
-    assert found.tolist() == pytest.approx([by_hand(model, pieces.encode(text)) for text in texts], abs=1e-5)
+    lists = [[letters.encode(text) for text in own] for own in (texts, ["ab ab"], texts[::-1])]
+    found = SentenceScorer(model, pieces, letters)(lists)
+    expected = [by_hand(model, pieces.encode(text)) for text in texts]
+    assert found[0] == pytest.approx(expected, abs=1e-5) and found[2] == pytest.approx(expected[::-1], abs=1e-5)
+    assert found[1] == pytest.approx([by_hand(model, pieces.encode("ab ab"))], abs=1e-5)
+
+
+def test_what_sentences_begin_with_in_common_is_read_once(lm, monkeypatch):
+    shapes = []
+    forward = lm.forward
+    monkeypatch.setattr(
+        lm, "forward", lambda tokens, **own: shapes.append(tuple(tokens.shape)) or forward(tokens, **own)
+    )
+    letters = CharTokenizer(" ab")
+    SentenceScorer(lm, letters, letters)([[[2, 3, 4], [2, 3], [2, 3, 3, 4], [2, 3, 4]]])
+    assert shapes == [(1, 6)]  # the start, 2, 2 3, 2 3 4, 2 3 3, 2 3 3 4
 
 
 def test_sentences_in_the_recognisers_tokens_are_taken_as_they_are(lm, monkeypatch):
     letters = CharTokenizer(" ab")
     monkeypatch.setattr(letters, "encode", None)
-    assert torch.equal(SentenceScorer(lm, letters, CharTokenizer(" ab"))(SEQUENCES), sequence_log_probs(lm, SEQUENCES))
+    [found] = SentenceScorer(lm, letters, CharTokenizer(" ab"))([SEQUENCES])
+    assert found == pytest.approx(sequence_log_probs(lm, SEQUENCES).tolist(), abs=1e-5)
 
 
 def test_a_model_that_lacks_a_letter_of_the_recogniser_does_not_score(lm):

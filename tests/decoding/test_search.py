@@ -12,7 +12,7 @@ from random_ngrams import make_model
 
 from asr.decoding.arpa import load_ngram
 from asr.decoding.hypothesis import align
-from asr.decoding.lexicon_scorer import LexiconScorer
+from asr.decoding.lexicon_graph import LexiconGraph
 from asr.decoding.search import (
     MODES,
     DecodingConfig,
@@ -42,7 +42,7 @@ def make_search(config: DecodingConfig, *, num_decoder_layers: int = 2) -> Searc
     model = tiny.make_model(num_decoder_layers=num_decoder_layers, phones=tiny.PHONES)
     lexicon = None
     if config.mode == "lexicon":
-        lexicon = LexiconScorer(make_model(list(tiny.SPOKEN)), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
+        lexicon = LexiconGraph(make_model(list(tiny.SPOKEN)), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
     return Search(model, config, lexicon=lexicon)
 
 
@@ -150,12 +150,10 @@ def test_the_parts_of_words_by_phones_are_those_of_other_searches() -> None:
     assert shared > 5
 
 
-def test_a_quarter_of_the_beam_is_ranked_anew() -> None:
-    sizes = [
-        len(run(WAVEFORMS[:1], replace(LEXICON, beam_size=beam_size, num_best=num_best))[0].hypotheses)
-        for beam_size, num_best in ((40, 3), (40, 15), (8, 3))
-    ]
-    assert sizes == [10, 15, 3]
+def test_32_hypotheses_are_ranked_anew_or_as_many_as_are_wanted() -> None:
+    wide = replace(LEXICON, beam_size=500, beam_margin=math.inf, token_margin=math.inf)
+    sizes = [len(run(WAVEFORMS[:1], replace(wide, num_best=num_best))[0].hypotheses) for num_best in (3, 40)]
+    assert sizes == [32, 40]
 
 
 def test_phones_with_the_whole_weight_leave_the_others_out() -> None:
@@ -171,7 +169,7 @@ def test_words_with_more_tokens_than_there_are_frames_are_not_found() -> None:
     log_probs = torch.full((1, 1, 4), -50.0)
     log_probs[..., 1] = 0.0
     search.model.phone_log_probs = lambda frames: log_probs  # type: ignore[method-assign,assignment]
-    only = LexiconScorer(make_model(["aba"]), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
+    only = LexiconGraph(make_model(["aba"]), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
     [found] = Search(search.model, LEXICON, lexicon=only)(make_encoding([tiny.noise(1)]))
     assert [each.tokens for each in found.hypotheses] == [()]
 

@@ -116,7 +116,7 @@ def test_the_direction_of_a_distance_counts() -> None:
 
 
 def test_position_code_is_sinusoidal() -> None:
-    cosines, sines = position_code(5, 6, device=torch.device("cpu"))
+    cosines, sines = position_code(torch.arange(5), 6)
     assert cosines.dtype == sines.dtype == torch.float32
     for position in range(5):
         row = torch.cat([sines[position], cosines[position]]).double()

@@ -1,0 +1,347 @@
+"""Words of an n-gram model, searched over the phones that they are spoken with: CTC prefix beam search along a tree.
+
+The prefixes and their two probabilities are those of `asr.decoding.prefix_beam`. Here a prefix is the words that have
+ended, each with a pronunciation, and a beginning of the next. Few phones go on from a node of the tree, so only those
+are written down that do. Prefixes that all models treat alike from here on, as they differ only in what lies behind the
+n-gram model's context, take each other's places in the beam, so that few of them are kept (recombination; a lattice's
+arcs are what a decoder with transducers keeps of them, Mohri et al. 2002).
+"""
+
+# B utterances, T' encoder frames, P phones, R rows (prefixes of all utterances), C numbers of an n-gram context,
+# E prefixes with a phone behind, M prefixes with a word that ends behind
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asr.decoding.hypothesis import Hypothesis
+from asr.decoding.lexicon_graph import NO_WORD, LexiconGraph
+from asr.decoding.spelling import LOG_ZERO
+from asr.tokenizer import BLANK_ID
+
+NOTHING = Hypothesis((), LOG_ZERO, {"phones": LOG_ZERO, "ngram": LOG_ZERO})  # where no words fit
+
+_ROOT = 0
+_NO_LINK = -1
+_MULTIPLIER = 6364136223846793005  # odd, with well-mixed bits: of Knuth's 64-bit linear congruential generator
+
+# The columns of `_Rows`.
+_UTTERANCE, _NODE, _LAST, _WORD, _LINK, _HISTORY, _CONTEXT = range(7)
+_BLANK, _TOKEN, _OTHERS, _LANGUAGE, _GIVEN = range(5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LexiconSearchConfig:
+    """How wide `lexicon_search` looks, and what it weighs; a phone's CTC log-probability has the weight 1.
+
+    Attributes:
+        beam_size: Most prefixes of an utterance that are kept in every frame.
+        beam_margin: Prefixes that are more than this below the best of their utterance are dropped.
+        token_margin: In each frame, phones are tried that are less than this below the best label.
+        most_alike: Most prefixes that are kept of those that only differ in what no model looks at any more.
+        ngram_weight: Of the words' log-probability.
+        prior_weight: Share of the phones' prior (`LexiconGraph.log_prior`) that is taken off what CTC says of them, as
+            hybrid systems do (Bourlard and Morgan 1994; Miao et al. 2015 for CTC).
+        length_bonus: Added for every phone.
+    """
+
+    beam_size: int
+    beam_margin: float = math.inf
+    token_margin: float = math.inf
+    most_alike: int = 4
+    ngram_weight: float = 1.0
+    prior_weight: float = 0.0
+    length_bonus: float = 0.0
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The prefixes of all utterances, each once.
+
+    Attributes:
+        numbers: Utterance; node of the begun word; CTC label of the last phone, blank for none; a word that ended just
+            now, or `NO_WORD`; link to the words before it; hash of all words that have ended; and the n-gram context,
+            (R, 6 + C) int64.
+        scores: CTC log-probability of all alignments that end in blank, and of those that end in the last phone;
+            weighted scores of all else; the words' log-probability, with what the begun word has been given in
+            advance; and what that is, (R, 5) float64.
+    """
+
+    numbers: Tensor
+    scores: Tensor
+
+    def __getitem__(self, places: Tensor) -> "_Rows":
+        return _Rows(self.numbers[places], self.scores[places])
+
+    def __add__(self, others: "_Rows") -> "_Rows":
+        return _Rows(torch.cat([self.numbers, others.numbers]), torch.cat([self.scores, others.scores]))
+
+    def either(self) -> Tensor:
+        """CTC log-probability, (R,)."""
+        return torch.logaddexp(self.scores[:, _BLANK], self.scores[:, _TOKEN])
+
+    def totals(self) -> Tensor:
+        """What they are ranked by, (R,)."""
+        return self.either() + self.scores[:, _OTHERS]
+
+    def keys(self) -> Tensor:
+        """A hash of each whole prefix, (R,)."""
+        return _mix(self.numbers[:, _HISTORY], self.numbers[:, _NODE])
+
+    def futures(self) -> Tensor:
+        """A hash of all that what may follow depends on, (R,)."""
+        key = _mix(self.numbers[:, _UTTERANCE], 0)
+        for column in (_NODE, _LAST, *range(_CONTEXT, self.numbers.shape[1])):
+            key = _mix(key, self.numbers[:, column])
+        return key
+
+
+class _Links:
+    """The words that have ended, each with a link to the one before it."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []  # (2, L): link to the word before, word
+        self._count = 0
+
+    def add(self, before: Tensor, words: Tensor) -> Tensor:
+        """Links to more words, (L,)."""
+        first, self._count = self._count, self._count + len(words)
+        self._parts.append(torch.stack([before, words]))
+        return torch.arange(first, self._count, device=words.device)
+
+    def read(self, links: list[int]) -> list[tuple[int, ...]]:
+        """All words up to each link."""
+        before, words = torch.cat(self._parts, dim=1).tolist() if self._parts else ([], [])
+        found = []
+        for link in links:
+            own = []
+            while link != _NO_LINK:
+                own.append(words[link])
+                link = before[link]
+            found.append(tuple(reversed(own)))
+        return found
+
+
+def lexicon_search(
+    log_probs: Tensor, lengths: Tensor, graph: LexiconGraph, config: LexiconSearchConfig
+) -> list[list[Hypothesis]]:
+    """Searches the words with the best log p_ctc(phones) + weight·log p(words) + bonus·phones.
+
+    While a word is not finished it has been given the summed unigram probability of all longer words that begin so.
+
+    Args:
+        log_probs: CTC log-probabilities of blank and phones, (B, T', 1 + P); anything may stand behind a length.
+        lengths: Frames of each utterance, (B,) integers, at least 1.
+        graph: On the device of `log_probs`.
+        config: How.
+
+    Returns:
+        Hypotheses of each utterance in the recogniser's tokens, best first, at least one; of several pronunciations of
+        the same words the best counts. Their parts are `phones`, the CTC log-probability of the phones as the beam
+        summed it, less the prior, and `ngram`. Where no words fit, `NOTHING` is found.
+
+    Raises:
+        ValueError: If a log-probability is not a number.
+    """
+    emissions, tried = _prepare(log_probs, lengths, graph, config)
+    rows, links = _start(len(lengths), graph), _Links()
+    for frame, is_tried in enumerate(tried.flatten(1).any(dim=1).tolist()):
+        here = emissions[frame]
+        stayed = _stay(rows, here)
+        rows = _grow(rows, stayed, here, tried[frame], graph, links, config) if is_tried else stayed
+    return _finish(rows, links, len(lengths), graph, config)
+
+
+def _prepare(
+    log_probs: Tensor, lengths: Tensor, graph: LexiconGraph, config: LexiconSearchConfig
+) -> tuple[Tensor, Tensor]:
+    """What each frame says, (T', B, 1 + P) float64, and which phones it tries, (T', B, P).
+
+    Behind a length the blank is certain, so that nothing changes there.
+    """
+    log_probs = log_probs[:, : int(lengths.max())].double()
+    if log_probs.isnan().any():
+        raise ValueError("the CTC log-probabilities have NaN in them; the model's weights or its input are damaged")
+    log_probs = torch.cat([log_probs[..., :1], log_probs[..., 1:] - config.prior_weight * graph.log_prior], dim=2)
+    valid = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths[:, None]  # (B, T')
+    padding = torch.full_like(log_probs[:1, :1], -math.inf)
+    padding[..., BLANK_ID] = 0.0
+    log_probs = torch.where(valid[:, :, None], log_probs, padding).transpose(0, 1).contiguous()
+    best = log_probs.amax(dim=2, keepdim=True)
+    return log_probs, log_probs[..., 1:] > best - config.token_margin
+
+
+def _start(num_utterances: int, graph: LexiconGraph) -> _Rows:
+    """The empty prefix of each utterance, as if a blank came before the first frame."""
+    contexts = graph.model.start(num_utterances)
+    numbers = torch.zeros(num_utterances, _CONTEXT + contexts.shape[1], dtype=torch.int64, device=contexts.device)
+    numbers[:, _UTTERANCE] = torch.arange(num_utterances, device=contexts.device)
+    numbers[:, _HISTORY] = _mix(numbers[:, _UTTERANCE], 0)  # so that no two utterances share a key
+    numbers[:, _WORD], numbers[:, _LINK] = NO_WORD, _NO_LINK
+    numbers[:, _CONTEXT:] = contexts
+    scores = torch.zeros(num_utterances, 5, dtype=torch.float64, device=contexts.device)
+    scores[:, _TOKEN] = -math.inf
+    return _Rows(numbers, scores)
+
+
+def _stay(rows: _Rows, emissions: Tensor) -> _Rows:
+    """The same prefixes a frame later, (B, 1 + P): by a blank, or by the last phone once more."""
+    utterances, last = rows.numbers[:, _UTTERANCE], rows.numbers[:, _LAST]
+    scores = rows.scores.clone()
+    scores[:, _BLANK] = rows.either() + emissions[utterances, BLANK_ID]
+    scores[:, _TOKEN] += emissions[utterances, last]
+    return _Rows(rows.numbers, scores)
+
+
+def _grow(
+    rows: _Rows,
+    stayed: _Rows,
+    emissions: Tensor,
+    tried: Tensor,
+    graph: LexiconGraph,
+    links: _Links,
+    config: LexiconSearchConfig,
+) -> _Rows:
+    """The best prefixes among those that stayed and those that grew by a phone.
+
+    Args:
+        rows: Before the frame.
+        stayed: The same after it; what grows into one of them joins it here.
+        emissions: Log-probabilities of the frame, (B, 1 + P).
+        tried: Which phones are tried, (B, P).
+        graph: For the next nodes and words.
+        links: Gets the words that end here.
+        config: How.
+    """
+    bound = _best(stayed, len(emissions)) - config.beam_margin
+    longer = _join(_longer(rows, bound, emissions, tried, graph, config), stayed)
+    _weigh(longer, graph, config)
+    return _choose(stayed + longer, len(emissions), graph, links, config)
+
+
+def _best(rows: _Rows, num_utterances: int) -> Tensor:
+    """The best total of each utterance, (B,)."""
+    totals = rows.totals()
+    best = totals.new_full((num_utterances,), -math.inf)
+    return best.scatter_reduce(0, rows.numbers[:, _UTTERANCE], totals, "amax")
+
+
+def _longer(
+    rows: _Rows, bound: Tensor, emissions: Tensor, tried: Tensor, graph: LexiconGraph, config: LexiconSearchConfig
+) -> _Rows:
+    """All prefixes with all phones behind them that are tried and go on, or end words; without the models' say yet.
+
+    Args:
+        rows: Before the frame.
+        bound: What is not above it is left out, (B,).
+        emissions: Log-probabilities of the frame, (B, 1 + P).
+        tried: Which phones are tried, (B, P).
+        graph: For the next nodes and words.
+        config: For the bonus.
+    """
+    children = graph.children[rows.numbers[:, _NODE]]  # (R, P)
+    exists = (children != _ROOT) & tried[rows.numbers[:, _UTTERANCE]]
+    sources, phones = exists.nonzero(as_tuple=True)  # (E,)
+    nodes, labels = children[sources, phones].long(), phones + 1
+    utterances = rows.numbers[sources, _UTTERANCE]
+    # A repeat of the last phone needs a blank between.
+    repeats = rows.numbers[sources, _LAST] == labels
+    before = torch.where(repeats, rows.scores[sources, _BLANK], rows.either()[sources])
+    ctc = before + emissions[utterances, labels]
+    others = rows.scores[sources, _OTHERS] + config.length_bonus
+    promising = ctc + others > bound[utterances]
+    sources, nodes, labels = sources[promising], nodes[promising], labels[promising]
+
+    grown = rows[sources]
+    grown.numbers[:, _NODE], grown.numbers[:, _LAST] = nodes, labels
+    grown.scores[:, _BLANK], grown.scores[:, _TOKEN] = -math.inf, ctc[promising]
+    grown.scores[:, _OTHERS] = others[promising]
+    within = grown[graph.goes_on[nodes]]
+    ending = graph.ends[nodes].nonzero()[:, 0]
+    words = graph.words[nodes[ending]]  # (·, H)
+    places, forms = (words != NO_WORD).nonzero(as_tuple=True)  # (M,)
+    ended = grown[ending[places]]
+    words = words[places, forms]
+    ended.numbers[:, _HISTORY] = _mix(ended.keys(), words)  # a word counts with its pronunciation
+    ended.numbers[:, _WORD], ended.numbers[:, _NODE] = words, _ROOT
+    return within + ended
+
+
+def _join(longer: _Rows, stayed: _Rows) -> _Rows:
+    """Adds the probability of what has grown into a prefix that is there already; returns the others."""
+    known, order = stayed.keys().sort()
+    keys = longer.keys()
+    places = torch.searchsorted(known, keys).clamp_max(len(known) - 1)
+    is_known = known[places] == keys
+    same = order[places[is_known]]  # each once: a prefix has one parent
+    scores = stayed.scores[:, _TOKEN]
+    scores[same] = torch.logaddexp(scores[same], longer.scores[is_known, _TOKEN])
+    return longer[~is_known]
+
+
+def _weigh(longer: _Rows, graph: LexiconGraph, config: LexiconSearchConfig) -> None:
+    """Gives begun words the mass of all that begin so, and ended ones what the model says of them."""
+    ended = (longer.numbers[:, _WORD] != NO_WORD).nonzero()[:, 0]
+    said = graph.log_longer[longer.numbers[:, _NODE]]
+    words = longer.numbers[ended, _WORD]
+    own = graph.model.score(longer.numbers[ended, _CONTEXT:], words[:, None])[:, 0].double().clamp_min(LOG_ZERO)
+    gains = said.index_copy(0, ended, own) - longer.scores[:, _GIVEN]
+    longer.scores[:, _OTHERS] += config.ngram_weight * gains
+    longer.scores[:, _LANGUAGE] += gains
+    longer.scores[:, _GIVEN] = said.index_fill(0, ended, 0.0)
+
+
+def _choose(rows: _Rows, num_utterances: int, graph: LexiconGraph, links: _Links, config: LexiconSearchConfig) -> _Rows:
+    """The best of all prefixes; links to the words that have ended."""
+    bound = _best(rows, num_utterances) - config.beam_margin
+    rows = rows[rows.totals() > bound[rows.numbers[:, _UTTERANCE]]]
+    ended = (rows.numbers[:, _WORD] != NO_WORD).nonzero()[:, 0]
+    words = rows.numbers[ended, _WORD]
+    rows.numbers[ended, _CONTEXT:] = graph.model.extend(rows.numbers[ended, _CONTEXT:], words)
+    rows = rows[rows.totals().argsort(descending=True, stable=True)]
+    rows = rows[_ranks(rows.futures()) < config.most_alike]
+    rows = rows[_ranks(rows.numbers[:, _UTTERANCE]) < config.beam_size]
+    ended = (rows.numbers[:, _WORD] != NO_WORD).nonzero()[:, 0]
+    rows.numbers[ended, _LINK] = links.add(rows.numbers[ended, _LINK], rows.numbers[ended, _WORD])
+    rows.numbers[:, _WORD] = NO_WORD
+    return rows
+
+
+def _ranks(groups: Tensor) -> Tensor:
+    """How many of its group stand before each, (R,)."""
+    ordered, order = groups.sort(stable=True)
+    ranks = torch.arange(len(groups), device=groups.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(ranks).index_copy(0, order, ranks)
+
+
+def _mix(hashes: Tensor, numbers: Tensor | int) -> Tensor:
+    """Hashes with a number more each, integers of 64 bits.
+
+    In each of T' frames R prefixes are told apart by them, which goes wrong with a probability of about R²·T'/2⁶⁴:
+    10⁻¹⁰ for a thousand prefixes in a thousand frames.
+    """
+    mixed = (hashes + numbers) * _MULTIPLIER
+    return mixed ^ (mixed >> 29)
+
+
+def _finish(
+    rows: _Rows, links: _Links, num_utterances: int, graph: LexiconGraph, config: LexiconSearchConfig
+) -> list[list[Hypothesis]]:
+    """Adds what it costs to end, and reads the words back."""
+    end = torch.full_like(rows.numbers[:, _NODE], graph.model.eos_id)[:, None]
+    endings = graph.model.score(rows.numbers[:, _CONTEXT:], end)[:, 0].double().clamp_min(LOG_ZERO)
+    # Where no row of an utterance ends with its words, one within a word is better than none.
+    endings = torch.where(rows.numbers[:, _NODE] == _ROOT, endings, LOG_ZERO)
+    totals, order = (rows.totals() + config.ngram_weight * endings).sort(descending=True, stable=True)
+    heard, language = rows.either()[order].tolist(), (rows.scores[:, _LANGUAGE] + endings)[order].tolist()
+    sentences = links.read(rows.numbers[order, _LINK].tolist())
+    found: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in range(num_utterances)]
+    for utterance, words, total, phones, ngram in zip(
+        rows.numbers[order, _UTTERANCE].tolist(), sentences, totals.tolist(), heard, language, strict=True
+    ):
+        if words not in found[utterance] and math.isfinite(total):
+            parts = {"phones": phones, "ngram": ngram}
+            found[utterance][words] = Hypothesis(graph.spell(words), total, parts)
+    return [list(own.values()) or [NOTHING] for own in found]

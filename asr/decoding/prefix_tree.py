@@ -1,0 +1,107 @@
+"""Sequences that begin alike, written so that a Transformer reads what they have in common once.
+
+The hypotheses of an utterance differ in few places. As a tree of their beginnings, where each node attends to those
+that lead to it, they cost a model a quarter of the tokens or less (as drafts do in speculative decoding, Miao et al.
+2024), and it says of each just what it would say of it alone.
+"""
+
+# S lists of sequences, U nodes of the largest tree, V vocabulary, L tokens and ends of all sequences
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asr.tokenizer import EOS_ID
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTrees:
+    """Trees of S lists of sequences; node 0 of each is the start, and a node comes behind its parent.
+
+    Attributes:
+        tokens: Of the nodes, (S, U); padding holds any.
+        positions: How many tokens lie before each, (S, U).
+        mask: Which nodes each node attends to, itself and all on its way from the start, (S, 1, U, U) booleans.
+        nodes: The node before each token and end of each sequence, as an index into S·U, (L,).
+        targets: These tokens and ends, (L,).
+        sizes: How many of them each sequence has, list by list.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+    nodes: Tensor
+    targets: Tensor
+    sizes: list[list[int]]
+
+    def log_probs(self, logits: Tensor) -> list[list[float]]:
+        """The log-probability of each sequence with its end, list by list, from logits (S, U, V) of the next tokens."""
+        flat = logits.float().flatten(0, 1)  # (S·U, V)
+        nodes, targets = self.nodes.to(flat.device), self.targets.to(flat.device)
+        steps = flat[nodes, targets].double() - flat.logsumexp(dim=1).double()[nodes]  # (L,)
+        sizes = torch.tensor([size for own in self.sizes for size in own], device=flat.device)
+        owners = torch.repeat_interleave(sizes)
+        sums = iter(steps.new_zeros(len(sizes)).index_add_(0, owners, steps).tolist())
+        return [[next(sums) for _ in own] for own in self.sizes]
+
+
+def grow_trees(lists: Sequence[Sequence[Sequence[int]]]) -> PrefixTrees:
+    """The trees of lists of token sequences, at least one list."""
+    grown = [_grow(own) for own in lists]
+    longest = max(len(parents) for parents, _, _ in grown)
+    tokens = torch.full((len(lists), longest), EOS_ID, dtype=torch.int64)
+    positions = torch.zeros_like(tokens)
+    mask = torch.eye(longest, dtype=torch.bool).repeat(len(lists), 1, 1)  # padding sees itself, not nothing
+    nodes = []
+    for row, (parents, own_tokens, ways) in enumerate(grown):
+        size = len(parents)
+        tokens[row, :size] = torch.tensor(own_tokens)
+        seen = np.eye(size, dtype=bool)
+        for node in range(1, size):
+            seen[node] |= seen[parents[node]]
+        mask[row, :size, :size] = torch.from_numpy(seen)
+        positions[row, :size] = torch.from_numpy(seen.sum(axis=1) - 1)
+        nodes += [row * longest + node for way in ways for node in way]
+    targets = [token for own in lists for sequence in own for token in (*sequence, EOS_ID)]
+    sizes = [[len(sequence) + 1 for sequence in own] for own in lists]
+    return PrefixTrees(tokens, positions, mask[:, None], torch.tensor(nodes), torch.tensor(targets), sizes)
+
+
+def tree_batches(lists: Sequence[Sequence[Sequence[int]]], *, vocab_size: int, max_numbers: int) -> Iterator[list[int]]:
+    """Places of lists whose trees are of like size, the largest first.
+
+    Args:
+        lists: Of sequences.
+        vocab_size: V.
+        max_numbers: Most logits, and most numbers of a mask, of a batch, S·U·V and S·U²; a larger tree goes alone.
+    """
+    sizes = [len(_grow(own)[0]) for own in lists]
+    batch: list[int] = []
+    for place in sorted(range(len(lists)), key=lambda place: -sizes[place]):
+        most = sizes[batch[0]] if batch else 0
+        if (len(batch) + 1) * most * max(vocab_size, most) > max_numbers:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _grow(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]]]:
+    """Parents and tokens of the nodes, and the nodes that each sequence goes through, the start among them."""
+    parents, tokens, ways = [0], [EOS_ID], []
+    known: dict[tuple[int, int], int] = {}
+    for sequence in sequences:
+        way = [0]
+        for token in sequence:
+            step = (way[-1], token)
+            if step not in known:
+                known[step] = len(parents)
+                parents.append(way[-1])
+                tokens.append(token)
+            way.append(known[step])
+        ways.append(way)
+    return parents, tokens, ways

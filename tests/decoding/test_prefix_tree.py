@@ -1,0 +1,63 @@
+"""Trees of sequences that begin alike: written once, and a Transformer says of each what it says of it alone."""
+
+import pytest
+import tiny
+import torch
+
+from asr.decoding.prefix_tree import grow_trees, tree_batches
+from asr.nn.decoder import TransformerDecoder
+from asr.nn.lm import LanguageModel, LanguageModelConfig
+from asr.tokenizer import EOS_ID
+
+VOCAB_SIZE = 6
+LISTS = [[[2, 3, 4], [2, 3], [], [2, 3, 3, 4], [2, 3]], [[5]], [[3, 3], [4, 2, 5, 2, 2, 2, 2], [4, 2, 4]]]
+
+
+def test_what_is_in_common_is_written_once() -> None:
+    trees = grow_trees(LISTS[:1])
+    assert trees.tokens.tolist() == [[EOS_ID, 2, 3, 4, 3, 4]]
+    assert trees.positions.tolist() == [[0, 1, 2, 3, 3, 4]]
+    sees = [set(row.nonzero()[:, 0].tolist()) for row in trees.mask[0, 0]]
+    assert sees == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 4}, {0, 1, 2, 4, 5}]
+    assert trees.sizes == [[4, 3, 1, 5, 3]]
+
+
+def test_padding_sees_itself_alone() -> None:
+    trees = grow_trees(LISTS)
+    size = 2  # the start and 5
+    assert torch.equal(trees.mask[1, 0, size:], torch.eye(trees.tokens.shape[1], dtype=torch.bool)[size:])
+    assert not trees.mask[1, 0, :size, size:].any()
+
+
+@torch.no_grad()
+def test_a_language_model_says_of_each_what_it_says_of_it_alone() -> None:
+    torch.manual_seed(0)
+    config = LanguageModelConfig(num_layers=2, width=tiny.WIDTH, num_heads=2, feedforward_width=32)
+    model = tiny.randomized(LanguageModel(config, vocab_size=VOCAB_SIZE))
+    trees = grow_trees(LISTS)
+    found = trees.log_probs(model(trees.tokens, positions=trees.positions, mask=trees.mask))
+    for own, scores in zip(LISTS, found, strict=True):
+        for sequence, score in zip(own, scores, strict=True):
+            log_probs = model(torch.tensor([[EOS_ID, *sequence]]))[0].log_softmax(dim=-1)
+            expected = sum(float(log_probs[place, token]) for place, token in enumerate((*sequence, EOS_ID)))
+            assert score == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_decoder_reads_tokens_from_left_to_right_unless_told_otherwise() -> None:
+    torch.manual_seed(0)
+    decoder = tiny.randomized(TransformerDecoder(tiny.make_decoder_config(), width=tiny.WIDTH, vocab_size=VOCAB_SIZE))
+    frames, lengths, tokens = torch.randn(2, 5, tiny.WIDTH), torch.tensor([5, 3]), torch.randint(2, 6, (2, 4))
+    causal = torch.ones(4, 4, dtype=torch.bool).tril().expand(2, 1, 4, 4)
+    positions = torch.arange(4).expand(2, 4)
+    found = decoder(tokens, frames, lengths, positions=positions, mask=causal)
+    torch.testing.assert_close(found, decoder(tokens, frames, lengths))
+
+
+@pytest.mark.parametrize(
+    ("max_numbers", "expected"), [(10**9, [[2, 0, 1]]), (250, [[2, 0], [1]]), (1, [[2], [0], [1]])]
+)
+def test_trees_of_like_size_go_together_and_a_larger_one_alone(max_numbers: int, expected: list[list[int]]) -> None:
+    """Of 11, 6 and 2 nodes: 11 times 11 numbers of a mask each in the first batch, 2 times 6 logits in the last."""
+    assert list(tree_batches(LISTS, vocab_size=VOCAB_SIZE, max_numbers=max_numbers)) == expected
+    assert list(tree_batches([], vocab_size=VOCAB_SIZE, max_numbers=1)) == []
