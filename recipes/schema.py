@@ -139,6 +139,8 @@ class TuneRecipe:
         modes: Ways to search.
         lms: Language models to try with each of them, as in evaluation.
         num_utterances: Take this many utterances, spread evenly over the set; 0 takes all.
+        max_rounds: How often weights are fitted at most; with 0 they stay as `decoding` has them, and confidences alone
+            are calibrated.
         seed: Of the trials.
         device: As in training.
         num_threads: As in training.
@@ -151,6 +153,7 @@ class TuneRecipe:
     modes: list[str] = MISSING
     lms: list[str] = MISSING
     num_utterances: int = 0
+    max_rounds: int = 3
     seed: int = 1
     device: str = "auto"
     num_threads: int = 0
@@ -158,8 +161,9 @@ class TuneRecipe:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
-        if self.num_utterances < 0 or self.seed < 0:
-            raise ValueError(f"num_utterances {self.num_utterances} and seed {self.seed} must not be negative")
+        for name in ("num_utterances", "max_rounds", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
 
 def tuned_for(decoding: DecodingConfig, path: Path | None) -> TunedSearch:

@@ -28,7 +28,14 @@ def run(recipe: TuneRecipe) -> None:
     about = {"manifest": recipe.manifest, "utterances": len(utterances)}
     rows = [["search", "WER", "best in the lists", "rounds", "calibration error", "weights"]]
     for name, config in decodings.items():
-        found = tune(searches[name], [each for _, each in encoded], references, loaded.tokenizer, seed=recipe.seed)
+        found = tune(
+            searches[name],
+            [each for _, each in encoded],
+            references,
+            loaded.tokenizer,
+            seed=recipe.seed,
+            max_rounds=recipe.max_rounds,
+        )
         write_tuned(output, {name: found}, about={**about, "beam_size": config.beam_size, "seed": recipe.seed})
         weights = " ".join(f"{key}={value:g}" for key, value in found.weights.items())
         measured = found.development

@@ -97,6 +97,16 @@ def test_greedy_search_is_calibrated_alone() -> None:
     assert search.calls == 1
 
 
+def test_without_rounds_weights_stay_and_confidences_are_calibrated() -> None:
+    model = tiny.make_model()
+    config = DecodingConfig(mode="joint", beam_size=4, ctc_weight=0.35, length_bonus=0.2)
+    padded, lengths = tiny.pad([tiny.noise(length, seed=length) for length in (3000, 800, 2111)])
+    texts = ["a b", "c", "b ab"]
+    found = tune(Search(model, config), [encode(model, padded, lengths)], [texts], tiny.make_tokenizer(), max_rounds=0)
+    assert found.weights == {"length_bonus": 0.2, "ctc_weight": 0.35}
+    assert found.development["rounds"] == 0 and found.development["calibration_error"] < 0.5
+
+
 def test_an_empty_place_of_a_list_is_never_chosen() -> None:
     """Utterances with fewer hypotheses than others."""
     tokenizer = tiny.make_tokenizer()
