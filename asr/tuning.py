@@ -115,8 +115,10 @@ def tune(
     )
     calibration, calibration_error = _calibrate(found, texts, tokenizer)
     measured = {"wer": errors / num_words, "oracle_wer": oracle / num_words, "rounds": len(rounds) - 1}
+    # What CTC says of phones sums over alignments, so that lists do not tell what another prior would do.
+    fixed = {"prior_weight": search.config.prior_weight} if search.config.prior_weight else {}
     return TunedSearch(
-        weights=_named(knobs, weights),
+        weights=_named(knobs, weights) | fixed,
         calibration=calibration,
         development={**measured, "calibration_error": calibration_error},
     )

@@ -329,10 +329,16 @@ def _mix(hashes: Tensor, numbers: Tensor | int) -> Tensor:
 def _finish(
     rows: _Rows, links: _Links, num_utterances: int, graph: LexiconGraph, config: LexiconSearchConfig
 ) -> list[list[Hypothesis]]:
-    """Adds what it costs to end, and reads the words back."""
+    """Adds what it costs to end, and reads the words back.
+
+    Where no row of an utterance ends with its words, those within a word count; where one does, they do not.
+    """
+    ends = rows.numbers[:, _NODE] == _ROOT
+    any_ends = torch.zeros(num_utterances, dtype=torch.bool, device=ends.device)
+    any_ends[rows.numbers[ends, _UTTERANCE]] = True
+    rows = rows[ends | ~any_ends[rows.numbers[:, _UTTERANCE]]]
     end = torch.full_like(rows.numbers[:, _NODE], graph.model.eos_id)[:, None]
     endings = graph.model.score(rows.numbers[:, _CONTEXT:], end)[:, 0].double().clamp_min(LOG_ZERO)
-    # Where no row of an utterance ends with its words, one within a word is better than none.
     endings = torch.where(rows.numbers[:, _NODE] == _ROOT, endings, LOG_ZERO)
     totals, order = (rows.totals() + config.ngram_weight * endings).sort(descending=True, stable=True)
     heard, language = rows.either()[order].tolist(), (rows.scores[:, _LANGUAGE] + endings)[order].tolist()

@@ -325,6 +325,8 @@ def test_a_beam_larger_than_the_vocabulary_and_a_single_frame_are_fine(mode: str
         ({"hotword_bonus": math.inf}, "decoding.hotword_bonus is inf; it must be a finite number"),
         ({"end_margin": -1.0}, "decoding.end_margin is -1.0; it must be 0 or more"),
         ({"token_margin": 0.0}, "decoding.token_margin is 0.0; it must be above 0"),
+        ({"beam_margin": 0.0}, "decoding.beam_margin is 0.0; it must be above 0"),
+        ({"prior_weight": -0.1}, "decoding.prior_weight is -0.1; it must be a number of 0 or more"),
         ({"token_margin": math.nan}, "decoding.token_margin is nan; it must be above 0"),
         (
             {"mode": "greedy", "hotwords": Path("names.txt")},

@@ -412,7 +412,7 @@ def test_how_words_are_spoken_is_made_learned_tuned_and_searched(
     ]
     tune_decoding.run(compose("tune_decoding", *settings, f"manifest={valid}", f"output={tuned}"))
     weights = read_tuned(tuned)["lexicon+ngram"].weights
-    assert weights.keys() == {"length_bonus", "ctc_weight", "phone_weight", "lm.ngram_weight"}
+    assert weights.keys() == {"length_bonus", "ctc_weight", "phone_weight", "prior_weight", "lm.ngram_weight"}
 
     inputs = [f"inputs=[{corpus.root / 'test'}]", f"output_dir={tmp_path / 'out'}", f"tuned={tuned}"]
     transcribe.run(
