@@ -76,7 +76,7 @@ def tune(
         tokenizer: The recogniser's.
         seed: Of the trials.
         num_trials: Trials in each round.
-        max_rounds: How often weights are fitted at most; the set is searched once more.
+        max_rounds: How often weights are fitted at most; the set is searched once more. With 0 they stay as they are.
 
     Greedy search has no weights; it is calibrated alone.
 
@@ -92,7 +92,10 @@ def tune(
     texts = [text for own in references for text in own]
     num_words = max(1, sum(len(text.split()) for text in texts))
     lists: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in texts]
-    weights = torch.tensor([_within(knob, _value(search.config, knob.name)) for knob in knobs], dtype=torch.float64)
+    given = [(knob, _value(search.config, knob.name)) for knob in knobs]
+    weights = torch.tensor(
+        [_within(knob, value) if max_rounds else value for knob, value in given], dtype=torch.float64
+    )
     rounds: list[tuple[int, Tensor, list[Recognition]]] = []  # word errors of a search, its weights, what it found
     while len(rounds) <= max_rounds:
         search.config = with_weights(search.config, _named(knobs, weights))
@@ -116,7 +119,7 @@ def tune(
     calibration, calibration_error = _calibrate(found, texts, tokenizer)
     measured = {"wer": errors / num_words, "oracle_wer": oracle / num_words, "rounds": len(rounds) - 1}
     # What CTC says of phones sums over alignments, so that lists do not tell what another prior would do.
-    fixed = {"prior_weight": search.config.prior_weight} if search.config.prior_weight else {}
+    fixed = {"prior_weight": search.config.prior_weight} if search.config.mode == "lexicon" else {}
     return TunedSearch(
         weights=_named(knobs, weights) | fixed,
         calibration=calibration,

@@ -52,9 +52,11 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
             )
             if not impossible:
                 hotwords = None if mode in ("greedy", "lexicon") else base.hotwords
-                lexicon = base.lexicon if mode == "lexicon" else None
+                lexicon, prior = (base.lexicon, base.prior_weight) if mode == "lexicon" else (None, 0.0)
                 name = "+".join([mode, *parts])
-                found[name] = replace(base, mode=mode, lm=fusion, hotwords=hotwords, lexicon=lexicon)
+                found[name] = replace(
+                    base, mode=mode, lm=fusion, hotwords=hotwords, lexicon=lexicon, prior_weight=prior
+                )
         if mode == "lexicon" and (base.lexicon is None or base.lm.ngram is None):
             raise ValueError(LEXICON_NEEDS)
         if not any(name.split("+")[0] == mode for name in found):
@@ -165,7 +167,7 @@ def read_default(path: Path) -> DefaultSearch | None:
 def _read(path: Path) -> tuple[dict[str, TunedSearch], DefaultSearch | None]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: _parse(own) for name, own in content["searches"].items()}
+        found = {name: _parse(name, own) for name, own in content["searches"].items()}
         default = DefaultSearch(**content["default"]) if "default" in content else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -174,7 +176,7 @@ def _read(path: Path) -> tuple[dict[str, TunedSearch], DefaultSearch | None]:
     return found, default
 
 
-def _parse(own: dict[str, Any]) -> TunedSearch:
+def _parse(name: str, own: dict[str, Any]) -> TunedSearch:
     known = {
         "ctc_weight",
         "phone_weight",
@@ -182,7 +184,9 @@ def _parse(own: dict[str, Any]) -> TunedSearch:
         "length_bonus",
         *(f"lm.{name}" for name in asdict(FusionConfig()) if "weight" in name),
     }
-    weights = {name: float(value) for name, value in own["weights"].items()}
+    weights = {weight: float(value) for weight, value in own["weights"].items()}
+    if name.startswith("lexicon"):
+        weights.setdefault("prior_weight", 0.0)  # files from before there was one
     if not known.issuperset(weights):
         raise ValueError(f"unknown weight {sorted(weights.keys() - known)[0]!r}")
     return TunedSearch(

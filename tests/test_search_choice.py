@@ -136,7 +136,7 @@ def test_a_neural_model_of_other_tokens_brings_rescoring(tmp_path: Path, tiny_fo
 @pytest.fixture
 def spoken(folder: Path) -> Path:
     """Proposes lexicon search with beam 40 and has pronunciations of its own."""
-    tuned = {"lexicon+ngram": TunedSearch(weights={"phone_weight": 0.6})}
+    tuned = {"lexicon+ngram": TunedSearch(weights={"phone_weight": 0.6, "prior_weight": 0.2})}
     write_tuned(folder / "decoding.json", tuned, about={}, default=DefaultSearch(mode="lexicon", beam_size=40))
     (folder / OWN_LEXICON).touch()
     return folder
@@ -146,7 +146,7 @@ def test_lexicon_search_takes_the_pronunciations_and_the_language_model_of_the_f
     config, tuned = choose_search(spoken, SearchOptions())
     assert (config.mode, config.beam_size) == ("lexicon", 40)
     assert (config.lexicon, config.lm.ngram) == (spoken / OWN_LEXICON, spoken / OWN_NGRAM)
-    assert tuned.weights == {"phone_weight": 0.6}
+    assert tuned.weights == {"phone_weight": 0.6, "prior_weight": 0.2}
     other, _ = choose_search(spoken, SearchOptions(lms=(spoken / "lm",), beam_size=3))
     assert (other.mode, other.lm.ngram, other.lm.neural) == ("lexicon", spoken / OWN_NGRAM, spoken / "lm")
     asked, _ = choose_search(spoken, SearchOptions(mode="lexicon", lms=(Path("other.arpa"),)))
@@ -155,7 +155,7 @@ def test_lexicon_search_takes_the_pronunciations_and_the_language_model_of_the_f
 
 def test_the_own_neural_model_takes_part_in_second_passes_alone(spoken: Path) -> None:
     (spoken / OWN_NEURAL).mkdir()
-    weights = {"lm.neural_weight": 0.7}
+    weights = {"lm.neural_weight": 0.7, "prior_weight": 0.3}
     write_tuned(spoken / "decoding.json", {"lexicon+ngram+neural": TunedSearch(weights=weights)}, about={})
     config, tuned = choose_search(spoken, SearchOptions())
     assert (config.mode, config.lm.neural, tuned.weights) == ("lexicon", spoken / OWN_NEURAL, weights)

@@ -146,7 +146,7 @@ def test_the_weight_of_phones_is_tuned_with_the_others() -> None:
     encoding = Encoding(torch.zeros(2, 1, 1), torch.ones(2), torch.zeros(2, 1, 1))
     found = tune(search, [encoding], [["a", "b"]], tokenizer, num_trials=300)
     assert found.development["wer"] == 0.0
-    assert set(found.weights) == {"length_bonus", "ctc_weight", "phone_weight", "lm.ngram_weight"}
+    assert set(found.weights) == {"length_bonus", "ctc_weight", "phone_weight", "prior_weight", "lm.ngram_weight"}
     assert 0.2 < found.weights["phone_weight"] < 5 / 7
 
 
@@ -158,5 +158,5 @@ def test_without_a_decoder_the_weight_of_ctc_is_not_tuned() -> None:
     padded, lengths = tiny.pad([tiny.noise(length, seed=length) for length in (3000, 800, 2111)])
     search = Search(model, config, lexicon=lexicon)
     found = tune(search, [encode(model, padded, lengths)], [["a b", "c", "b ab"]], tiny.make_tokenizer(), num_trials=50)
-    assert found.weights.keys() == {"length_bonus", "phone_weight", "lm.ngram_weight"}
+    assert found.weights.keys() == {"length_bonus", "phone_weight", "prior_weight", "lm.ngram_weight"}
     assert search.config.ctc_weight == 1.0

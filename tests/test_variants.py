@@ -1,5 +1,6 @@
 """Ways to search by name, and the file of what was tuned for each."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +143,19 @@ def test_lexicon_search_needs_an_n_gram_model_and_other_modes_have_no_lexicon() 
         ValueError, match=r"^decoding\.mode is 'lexicon', which needs decoding\.lexicon, the words' pronun"
     ):
         variants(DecodingConfig(mode="joint", lm=base.lm), modes=["lexicon"], lms=["ngram"])
+
+
+def test_weights_of_lexicon_search_from_before_there_was_a_prior_leave_it_out(tmp_path: Path) -> None:
+    own = {"weights": {"phone_weight": 0.6}, "calibration": UNCALIBRATED.to_dict()}
+    path = tmp_path / "decoding.json"
+    path.write_text(json.dumps({"searches": {"lexicon+ngram": own, "joint": own | {"weights": {}}}}), encoding="utf-8")
+    found = read_tuned(path)
+    assert found["lexicon+ngram"].weights == {"phone_weight": 0.6, "prior_weight": 0.0}
+    assert found["joint"].weights == {}
+
+
+def test_the_prior_is_for_lexicon_search_alone() -> None:
+    lm = FusionConfig(ngram=Path("a.arpa"))
+    base = DecodingConfig(mode="lexicon", lexicon=Path("lexicon.txt"), lm=lm, prior_weight=0.5)
+    found = variants(base, modes=["joint", "lexicon"], lms=["ngram"])
+    assert {name: each.prior_weight for name, each in found.items()} == {"joint+ngram": 0.0, "lexicon+ngram": 0.5}

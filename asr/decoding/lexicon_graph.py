@@ -107,7 +107,7 @@ def _spoken(
     num_words = 0
     for spelling, word in spellings.items():
         known = False
-        for pronunciation in lexicon.pronunciations.get(spelling, ()):
+        for pronunciation in dict.fromkeys(lexicon.pronunciations.get(spelling, ())):
             try:
                 text = "".join([letters[phone] for phone in pronunciation])
             except KeyError:  # a phone that the recogniser does not know

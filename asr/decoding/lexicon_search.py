@@ -11,6 +11,8 @@ arcs are what a decoder with transducers keeps of them, Mohri et al. 2002).
 # E prefixes with a phone behind, M prefixes with a word that ends behind
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,7 @@ from asr.tokenizer import BLANK_ID
 
 NOTHING = Hypothesis((), LOG_ZERO, {"phones": LOG_ZERO, "ngram": LOG_ZERO})  # where no words fit
 
+_ENDING_SLACK = math.inf
 _ROOT = 0
 _NO_LINK = -1
 _MULTIPLIER = 6364136223846793005  # odd, with well-mixed bits: of Knuth's 64-bit linear congruential generator
@@ -45,9 +48,11 @@ class LexiconSearchConfig:
         prior_weight: Share of the phones' prior (`LexiconGraph.log_prior`) that is taken off what CTC says of them, as
             hybrid systems do (Bourlard and Morgan 1994; Miao et al. 2015 for CTC).
         length_bonus: Added for every phone.
+        num_best: Most hypotheses that are returned of each utterance.
     """
 
     beam_size: int
+    num_best: int = 32
     beam_margin: float = math.inf
     token_margin: float = math.inf
     most_alike: int = 4
@@ -125,9 +130,14 @@ class _Links:
 
 
 def lexicon_search(
-    log_probs: Tensor, lengths: Tensor, graph: LexiconGraph, config: LexiconSearchConfig
+    log_probs: Tensor,
+    lengths: Tensor,
+    graph: LexiconGraph,
+    config: LexiconSearchConfig,
+    *,
+    max_tokens: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Searches the words with the best log p_ctc(phones) + weight·log p(words) + bonus·phones.
+    """Searches the words with the best log p_ctc(phones) − prior + weight·log p(words) + bonus·phones.
 
     While a word is not finished it has been given the summed unigram probability of all longer words that begin so.
 
@@ -136,6 +146,8 @@ def lexicon_search(
         lengths: Frames of each utterance, (B,) integers, at least 1.
         graph: On the device of `log_probs`.
         config: How.
+        max_tokens: Most of the recogniser's tokens that a hypothesis of each utterance may have, B numbers; by default
+            as many as it likes.
 
     Returns:
         Hypotheses of each utterance in the recogniser's tokens, best first, at least one; of several pronunciations of
@@ -151,7 +163,7 @@ def lexicon_search(
         here = emissions[frame]
         stayed = _stay(rows, here)
         rows = _grow(rows, stayed, here, tried[frame], graph, links, config) if is_tried else stayed
-    return _finish(rows, links, len(lengths), graph, config)
+    return _finish(rows, links, max_tokens or [sys.maxsize] * len(lengths), graph, config)
 
 
 def _prepare(
@@ -162,14 +174,14 @@ def _prepare(
     Behind a length the blank is certain, so that nothing changes there.
     """
     log_probs = log_probs[:, : int(lengths.max())].double()
-    if log_probs.isnan().any():
-        raise ValueError("the CTC log-probabilities have NaN in them; the model's weights or its input are damaged")
     log_probs = torch.cat([log_probs[..., :1], log_probs[..., 1:] - config.prior_weight * graph.log_prior], dim=2)
     valid = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths[:, None]  # (B, T')
     padding = torch.full_like(log_probs[:1, :1], -math.inf)
     padding[..., BLANK_ID] = 0.0
     log_probs = torch.where(valid[:, :, None], log_probs, padding).transpose(0, 1).contiguous()
     best = log_probs.amax(dim=2, keepdim=True)
+    if best.isnan().any():
+        raise ValueError("the CTC log-probabilities have NaN in them; the model's weights or its input are damaged")
     return log_probs, log_probs[..., 1:] > best - config.token_margin
 
 
@@ -251,7 +263,9 @@ def _longer(
     before = torch.where(repeats, rows.scores[sources, _BLANK], rows.either()[sources])
     ctc = before + emissions[utterances, labels]
     others = rows.scores[sources, _OTHERS] + config.length_bonus
-    promising = ctc + others > bound[utterances]
+    # A word that goes on is given no more than before; one that ends may be, where its context makes it likely.
+    slack = torch.where(graph.ends[nodes], _ENDING_SLACK, 0.0)
+    promising = ctc + others + slack > bound[utterances]
     sources, nodes, labels = sources[promising], nodes[promising], labels[promising]
 
     grown = rows[sources]
@@ -327,14 +341,14 @@ def _mix(hashes: Tensor, numbers: Tensor | int) -> Tensor:
 
 
 def _finish(
-    rows: _Rows, links: _Links, num_utterances: int, graph: LexiconGraph, config: LexiconSearchConfig
+    rows: _Rows, links: _Links, max_tokens: Sequence[int], graph: LexiconGraph, config: LexiconSearchConfig
 ) -> list[list[Hypothesis]]:
     """Adds what it costs to end, and reads the words back.
 
     Where no row of an utterance ends with its words, those within a word count; where one does, they do not.
     """
     ends = rows.numbers[:, _NODE] == _ROOT
-    any_ends = torch.zeros(num_utterances, dtype=torch.bool, device=ends.device)
+    any_ends = torch.zeros(len(max_tokens), dtype=torch.bool, device=ends.device)
     any_ends[rows.numbers[ends, _UTTERANCE]] = True
     rows = rows[ends | ~any_ends[rows.numbers[:, _UTTERANCE]]]
     end = torch.full_like(rows.numbers[:, _NODE], graph.model.eos_id)[:, None]
@@ -343,11 +357,15 @@ def _finish(
     totals, order = (rows.totals() + config.ngram_weight * endings).sort(descending=True, stable=True)
     heard, language = rows.either()[order].tolist(), (rows.scores[:, _LANGUAGE] + endings)[order].tolist()
     sentences = links.read(rows.numbers[order, _LINK].tolist())
-    found: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in range(num_utterances)]
+    known: set[tuple[int, tuple[int, ...]]] = set()
+    found: list[list[Hypothesis]] = [[] for _ in max_tokens]
     for utterance, words, total, phones, ngram in zip(
         rows.numbers[order, _UTTERANCE].tolist(), sentences, totals.tolist(), heard, language, strict=True
     ):
-        if words not in found[utterance] and math.isfinite(total):
-            parts = {"phones": phones, "ngram": ngram}
-            found[utterance][words] = Hypothesis(graph.spell(words), total, parts)
-    return [list(own.values()) or [NOTHING] for own in found]
+        own = found[utterance]
+        if len(own) < config.num_best and (utterance, words) not in known and math.isfinite(total):
+            known.add((utterance, words))
+            tokens = graph.spell(words)
+            if len(tokens) <= max_tokens[utterance]:
+                own.append(Hypothesis(tokens, total, {"phones": phones, "ngram": ngram}))
+    return [own or [NOTHING] for own in found]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asr.decoding.prefix_tree import grow_trees, tree_batches
+from asr.decoding.prefix_tree import PrefixTrees, list_log_probs
 from asr.nn.lm import LanguageModel, LanguageModelState
 from asr.tokenizer import EOS_ID, Tokenizer
 
@@ -91,15 +91,11 @@ class SentenceScorer:
         if not self._is_same:
             lists = [[self._tokenizer.encode(self._spelling.decode(sequence)) for sequence in own] for own in lists]
         device = self.model.output_bias.device
-        found: list[list[float]] = [[] for _ in lists]
-        for places in tree_batches(lists, vocab_size=len(self.model.output_bias), max_numbers=_MAX_LOGITS):
-            trees = grow_trees([lists[place] for place in places])
-            logits = self.model(
-                trees.tokens.to(device), positions=trees.positions.to(device), mask=trees.mask.to(device)
-            )
-            for place, own in zip(places, trees.log_probs(logits), strict=True):
-                found[place] = own
-        return found
+
+        def logits(trees: PrefixTrees, _: list[int]) -> Tensor:
+            return self.model(trees.tokens.to(device), positions=trees.positions.to(device), mask=trees.mask.to(device))
+
+        return list_log_probs(lists, logits, vocab_size=len(self.model.output_bias))
 
 
 @torch.inference_mode()

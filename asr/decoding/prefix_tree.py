@@ -7,8 +7,9 @@ that lead to it, they cost a model a quarter of the tokens or less (as drafts do
 
 # S lists of sequences, U nodes of the largest tree, V vocabulary, L tokens and ends of all sequences
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -67,27 +68,73 @@ def grow_trees(lists: Sequence[Sequence[Sequence[int]]]) -> PrefixTrees:
         nodes += [row * longest + node for way in ways for node in way]
     targets = [token for own in lists for sequence in own for token in (*sequence, EOS_ID)]
     sizes = [[len(sequence) + 1 for sequence in own] for own in lists]
-    return PrefixTrees(tokens, positions, mask[:, None], torch.tensor(nodes), torch.tensor(targets), sizes)
+    return PrefixTrees(
+        tokens,
+        positions,
+        mask[:, None],
+        torch.tensor(nodes, dtype=torch.int64),
+        torch.tensor(targets, dtype=torch.int64),
+        sizes,
+    )
 
 
-def tree_batches(lists: Sequence[Sequence[Sequence[int]]], *, vocab_size: int, max_numbers: int) -> Iterator[list[int]]:
-    """Places of lists whose trees are of like size, the largest first.
+def list_log_probs(
+    lists: Sequence[Sequence[Sequence[int]]],
+    logits: Callable[[PrefixTrees, list[int]], Tensor],
+    *,
+    vocab_size: int,
+    max_nodes: int = 1024,
+    max_numbers: int = 2**25,
+) -> list[list[float]]:
+    """What a model says of lists of sequences, ends included: natural logarithms, list by list.
 
     Args:
-        lists: Of sequences.
+        lists: Of sequences of tokens.
+        logits: The model: from trees and the number of the list that each is of, (S, U, V).
         vocab_size: V.
-        max_numbers: Most logits, and most numbers of a mask, of a batch, S·U·V and S·U²; a larger tree goes alone.
+        max_nodes: A list whose tree would have more is split into several; a longer sequence goes alone.
+        max_numbers: Most logits, and most numbers of a mask, that are computed at once: of trees of like size.
     """
-    sizes = [len(_grow(own)[0]) for own in lists]
-    batch: list[int] = []
-    for place in sorted(range(len(lists)), key=lambda place: -sizes[place]):
-        most = sizes[batch[0]] if batch else 0
-        if (len(batch) + 1) * most * max(vocab_size, most) > max_numbers:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
+    found = [[0.0] * len(own) for own in lists]
+    parts = [part for row, own in enumerate(lists) for part in _split(own, row, max_nodes)]
+    parts.sort(key=lambda part: -part.num_nodes)
+    while parts:
+        most = parts[0].num_nodes
+        count = max(1, max_numbers // (most * max(vocab_size, most)))
+        batch, parts = parts[:count], parts[count:]
+        trees = grow_trees([[lists[part.row][column] for column in part.columns] for part in batch])
+        scores = trees.log_probs(logits(trees, [part.row for part in batch]))
+        for part, own in zip(batch, scores, strict=True):
+            for column, score in zip(part.columns, own, strict=True):
+                found[part.row][column] = score
+    return found
+
+
+@dataclass(slots=True)
+class _Part:
+    """Some sequences of a list, and how many nodes their tree has."""
+
+    row: int
+    columns: list[int]
+    num_nodes: int
+
+
+def _split(sequences: Sequence[Sequence[int]], row: int, max_nodes: int) -> Iterator[_Part]:
+    """Sequences in parts whose trees are small enough; in sorted order, neighbours begin alike."""
+    part = _Part(row, [], 1)
+    last: tuple[int, ...] = ()
+    for column in sorted(range(len(sequences)), key=lambda column: tuple(sequences[column])):
+        sequence = tuple(sequences[column])
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, sequence, strict=False)))
+        more = len(sequence) - shared
+        if part.columns and part.num_nodes + more > max_nodes:
+            yield part
+            part, more = _Part(row, [], 1), len(sequence)
+        part.columns.append(column)
+        part.num_nodes += more
+        last = sequence
+    if part.columns:
+        yield part
 
 
 def _grow(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]]]:

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.neural_lm import SentenceScorer
-from asr.decoding.prefix_tree import grow_trees, tree_batches
+from asr.decoding.prefix_tree import PrefixTrees, list_log_probs
 from asr.decoding.spelling import LOG_ZERO
 from asr.nn.decoder import TransformerDecoder
 from asr.tokenizer import BLANK_ID
-
-_MAX_LOGITS = 2**26  # that are held at a time, or numbers of a mask
 
 
 def rescore(
@@ -102,18 +100,16 @@ def attention_log_probs(
         lengths: (B,) integers.
         found: Hypotheses of each utterance.
     """
-    lists = [[each.tokens for each in own] for own in found]
-    sums: list[list[float]] = [[] for _ in found]
-    for places in tree_batches(lists, vocab_size=decoder.output.out_features, max_numbers=_MAX_LOGITS):
-        trees = grow_trees([lists[place] for place in places])
-        device, rows = frames.device, torch.tensor(places, device=frames.device)
-        logits = decoder(
+    device = frames.device
+
+    def logits(trees: PrefixTrees, rows: list[int]) -> Tensor:
+        return decoder(
             trees.tokens.to(device),
             frames[rows],
             lengths[rows],
             positions=trees.positions.to(device),
             mask=trees.mask.to(device),
-        )  # (S, U, V)
-        for place, own in zip(places, trees.log_probs(logits), strict=True):
-            sums[place] = own
-    return sums
+        )
+
+    lists = [[each.tokens for each in own] for own in found]
+    return list_log_probs(lists, logits, vocab_size=decoder.output.out_features)

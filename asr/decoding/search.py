@@ -14,7 +14,7 @@ from asr.decoding.beam import beam_search
 from asr.decoding.ctc import CtcScorer, greedy_search
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.lexicon_graph import LexiconGraph
-from asr.decoding.lexicon_search import NOTHING, LexiconSearchConfig, lexicon_search
+from asr.decoding.lexicon_search import LexiconSearchConfig, lexicon_search
 from asr.decoding.neural_lm import SentenceScorer
 from asr.decoding.prefix_beam import prefix_beam_search
 from asr.decoding.rescore import add_ctc, rescore
@@ -71,7 +71,7 @@ class DecodingConfig:
         mode: `greedy`, the best label of every CTC frame; `prefix_beam`, CTC prefix beam search; `attention`, beam
             search with the attention decoder alone; `joint`, with CTC and attention together in one pass; `rescore`,
             the best of prefix beam search ranked anew with the attention decoder and the neural language model;
-            `lexicon`, prefix beam search of phones for words of an n-gram model and a lexicon, the best of it ranked
+            `lexicon`, search along a tree of phones for words of an n-gram model and a lexicon, the best of it ranked
             anew by CTC, decoder and the neural language model as well.
         beam_size: Hypotheses kept in every step of a beam search, at most.
         ctc_weight: Weight of the CTC score in joint search and in rescoring, in (0, 1]; the decoder has the rest.
@@ -143,6 +143,7 @@ class DecodingConfig:
             "lm.internal_weight": (self.lm.internal_weight, TOKEN_LM_MODES),
             "hotwords": (self.hotwords, MODES[1:-1]),
             "lexicon": (self.lexicon, ("lexicon",)),
+            "prior_weight": (self.prior_weight, ("lexicon",)),
         }
         for name, (value, modes) in places.items():
             if value and self.mode not in modes:
@@ -321,14 +322,11 @@ class Search:
             ngram_weight=ngram_weight / weight,
             prior_weight=config.prior_weight,
             length_bonus=config.length_bonus / weight,
+            num_best=max(config.num_best, _RANKED_ANEW),
         )
-        heard = lexicon_search(self.model.phone_log_probs(encoding.frames), encoding.lengths, lexicon, settings)
-        num_best = max(config.num_best, _RANKED_ANEW)
-        fitting = [
-            [each for each in own if len(each.tokens) <= length][:num_best] or [NOTHING]
-            for own, length in zip(heard, encoding.lengths.tolist(), strict=True)
-        ]
-        found = add_ctc(fitting, encoding.log_probs, encoding.lengths)
+        log_probs, lengths = self.model.phone_log_probs(encoding.frames), encoding.lengths
+        heard = lexicon_search(log_probs, lengths, lexicon, settings, max_tokens=lengths.tolist())
+        found = add_ctc(heard, encoding.log_probs, encoding.lengths)
         weights = {"phones": weight, "ngram": config.lm.ngram_weight}
         return self._rescore(encoding, found, weights, share=1 - weight)
 

@@ -50,7 +50,7 @@ def make_log_probs(*shape: int, seed: int, sharpness: float = 1.0) -> Tensor:
 
 
 def search(log_probs: Tensor, lengths: list[int] | None = None, **settings: float) -> list[list[Hypothesis]]:
-    config = LexiconSearchConfig(**({"beam_size": 8} | settings))  # type: ignore[arg-type]
+    config = LexiconSearchConfig(**({"beam_size": 8, "num_best": 10**6} | settings))  # type: ignore[arg-type]
     return lexicon_search(log_probs, torch.tensor(lengths or [log_probs.shape[1]]), make_graph(), config)
 
 
@@ -225,6 +225,7 @@ def test_prefixes_that_nothing_tells_apart_any_more_make_room_for_others() -> No
 def test_a_batch_of_n_equals_n_batches_of_one() -> None:
     log_probs = make_log_probs(3, 9, seed=4, sharpness=2.0)
     lengths = [9, 2, 6]
+    log_probs[1, 2:] = math.nan  # whatever stands behind a length
     for row, found in enumerate(search(log_probs, lengths)):
         [alone] = search(log_probs[row : row + 1, : lengths[row]], lengths[row : row + 1])
         assert found == alone
@@ -275,6 +276,19 @@ def test_words_without_a_pronunciation_and_phones_that_nobody_knows_take_no_part
     )
     words = {word for each in without for word in said(each)}
     assert words <= set(WORDS) - {"at"} and "a" in words
+
+
+def test_a_pronunciation_that_is_given_twice_counts_once() -> None:
+    twice = LexiconGraph(MODEL, Lexicon({word: own * 2 for word, own in SPOKEN.items()}), PHONES, TOKENIZER)
+    log_probs = make_log_probs(1, 6, seed=0)
+    config = LexiconSearchConfig(beam_size=500, num_best=10**6)
+    assert lexicon_search(log_probs, torch.tensor([6]), twice, config) == search(log_probs, beam_size=500)
+
+
+def test_no_more_hypotheses_are_returned_than_are_asked_for() -> None:
+    log_probs = make_log_probs(2, 9, seed=3)
+    whole = search(log_probs, [9, 9], beam_size=100)
+    assert search(log_probs, [9, 9], beam_size=100, num_best=5) == [own[:5] for own in whole]
 
 
 def test_a_lexicon_of_other_words_is_an_error() -> None:

@@ -1,10 +1,12 @@
 """Trees of sequences that begin alike: written once, and a Transformer says of each what it says of it alone."""
 
+import math
+
 import pytest
 import tiny
 import torch
 
-from asr.decoding.prefix_tree import grow_trees, tree_batches
+from asr.decoding.prefix_tree import PrefixTrees, grow_trees, list_log_probs
 from asr.nn.decoder import TransformerDecoder
 from asr.nn.lm import LanguageModel, LanguageModelConfig
 from asr.tokenizer import EOS_ID
@@ -54,10 +56,37 @@ def test_a_decoder_reads_tokens_from_left_to_right_unless_told_otherwise() -> No
     torch.testing.assert_close(found, decoder(tokens, frames, lengths))
 
 
-@pytest.mark.parametrize(
-    ("max_numbers", "expected"), [(10**9, [[2, 0, 1]]), (250, [[2, 0], [1]]), (1, [[2], [0], [1]])]
-)
-def test_trees_of_like_size_go_together_and_a_larger_one_alone(max_numbers: int, expected: list[list[int]]) -> None:
-    """Of 11, 6 and 2 nodes: 11 times 11 numbers of a mask each in the first batch, 2 times 6 logits in the last."""
-    assert list(tree_batches(LISTS, vocab_size=VOCAB_SIZE, max_numbers=max_numbers)) == expected
-    assert list(tree_batches([], vocab_size=VOCAB_SIZE, max_numbers=1)) == []
+def made_up(sequence: list[int]) -> float:
+    """What a model says that knows nothing but how many tokens came before."""
+    return sum(step(position, token) for position, token in enumerate((*sequence, EOS_ID)))
+
+
+def step(position: int, token: int) -> float:
+    logits = torch.arange(VOCAB_SIZE, dtype=torch.float64) * 0.1 * (1 + position)
+    return float(logits.log_softmax(dim=0)[token])
+
+
+@pytest.mark.parametrize("max_nodes", [1, 4, 7, 1000])
+@pytest.mark.parametrize("max_numbers", [1, 90, 10**9])
+def test_lists_are_scored_in_parts_of_any_size(max_nodes: int, max_numbers: int) -> None:
+    sizes = []
+
+    def logits(trees: PrefixTrees, rows: list[int]) -> torch.Tensor:
+        sizes.append(trees.tokens.shape)
+        assert all(len(own) <= len(LISTS[row]) for row, own in zip(rows, trees.sizes, strict=True))
+        return trees.positions[:, :, None].add(1) * 0.1 * torch.arange(VOCAB_SIZE)
+
+    found = list_log_probs(LISTS, logits, vocab_size=VOCAB_SIZE, max_nodes=max_nodes, max_numbers=max_numbers)
+    for own, scores in zip(LISTS, found, strict=True):
+        assert scores == pytest.approx([made_up(sequence) for sequence in own], abs=1e-5)
+    assert all(nodes <= max(max_nodes, 8) for _, nodes in sizes)  # the longest sequence has seven tokens
+    assert all(trees == 1 or trees * nodes * max(nodes, VOCAB_SIZE) <= max_numbers for trees, nodes in sizes)
+
+
+def test_empty_lists_and_empty_sequences_are_fine() -> None:
+    def logits(trees: PrefixTrees, rows: list[int]) -> torch.Tensor:
+        return torch.zeros(*trees.tokens.shape, VOCAB_SIZE)
+
+    assert list_log_probs([], logits, vocab_size=VOCAB_SIZE) == []
+    assert list_log_probs([[]], logits, vocab_size=VOCAB_SIZE) == [[]]
+    assert list_log_probs([[[]], []], logits, vocab_size=VOCAB_SIZE) == [[pytest.approx(-math.log(VOCAB_SIZE))], []]
