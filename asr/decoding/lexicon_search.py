@@ -25,7 +25,6 @@ from asr.tokenizer import BLANK_ID
 
 NOTHING = Hypothesis((), LOG_ZERO, {"phones": LOG_ZERO, "ngram": LOG_ZERO})  # where no words fit
 
-_ENDING_SLACK = math.inf
 _ROOT = 0
 _NO_LINK = -1
 _MULTIPLIER = 6364136223846793005  # odd, with well-mixed bits: of Knuth's 64-bit linear congruential generator
@@ -247,7 +246,7 @@ def _longer(
 
     Args:
         rows: Before the frame.
-        bound: What is not above it is left out, (B,).
+        bound: What is not above it, and cannot come above it, is left out, (B,).
         emissions: Log-probabilities of the frame, (B, 1 + P).
         tried: Which phones are tried, (B, P).
         graph: For the next nodes and words.
@@ -264,8 +263,7 @@ def _longer(
     ctc = before + emissions[utterances, labels]
     others = rows.scores[sources, _OTHERS] + config.length_bonus
     # A word that goes on is given no more than before; one that ends may be, where its context makes it likely.
-    slack = torch.where(graph.ends[nodes], _ENDING_SLACK, 0.0)
-    promising = ctc + others + slack > bound[utterances]
+    promising = (ctc + others > bound[utterances]) | (graph.ends[nodes] & (ctc > -math.inf))
     sources, nodes, labels = sources[promising], nodes[promising], labels[promising]
 
     grown = rows[sources]

@@ -159,8 +159,9 @@ def slow_search(log_probs: list[list[float]], config: LexiconSearchConfig) -> Be
             for phone in tried:
                 ctc = (own[0] if phone == each.last else add(*own)) + frame[phone]
                 others = total(each, (0.0, -math.inf), config) + config.length_bonus
-                if ctc + others > bound:
-                    for longer in each.grown(phone):
+                for longer in each.grown(phone):
+                    # A word that ends may come above the bound by its context, one that goes on may not.
+                    if ctc + others > bound or not longer.begun:
                         blank, token = found.get(longer, (-math.inf, -math.inf))
                         found[longer] = (blank, add(token, ctc))
         bound = max(total(each, own, config) for each, own in found.items()) - config.beam_margin
