@@ -12,7 +12,7 @@ arcs are what a decoder with transducers keeps of them, Mohri et al. 2002).
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,17 +115,20 @@ class _Links:
         self._parts.append(torch.stack([before, words]))
         return torch.arange(first, self._count, device=words.device)
 
-    def read(self, links: list[int]) -> list[tuple[int, ...]]:
-        """All words up to each link."""
-        before, words = torch.cat(self._parts, dim=1).tolist() if self._parts else ([], [])
-        found = []
-        for link in links:
-            own = []
+    def reader(self) -> Callable[[int], tuple[int, ...]]:
+        """Tells all words up to a link."""
+        parts = self._parts or [torch.empty(2, 0, dtype=torch.int64)]
+        # Millions of numbers, few of which are looked at: no list of them is made.
+        before, words = (memoryview(row.numpy()) for row in torch.cat(parts, dim=1).cpu())
+
+        def read(link: int) -> tuple[int, ...]:
+            found = []
             while link != _NO_LINK:
-                own.append(words[link])
+                found.append(words[link])
                 link = before[link]
-            found.append(tuple(reversed(own)))
-        return found
+            return tuple(reversed(found))
+
+        return read
 
 
 def lexicon_search(
@@ -354,14 +357,17 @@ def _finish(
     endings = torch.where(rows.numbers[:, _NODE] == _ROOT, endings, LOG_ZERO)
     totals, order = (rows.totals() + config.ngram_weight * endings).sort(descending=True, stable=True)
     heard, language = rows.either()[order].tolist(), (rows.scores[:, _LANGUAGE] + endings)[order].tolist()
-    sentences = links.read(rows.numbers[order, _LINK].tolist())
+    read, last_links = links.reader(), rows.numbers[order, _LINK].tolist()
     known: set[tuple[int, tuple[int, ...]]] = set()
     found: list[list[Hypothesis]] = [[] for _ in max_tokens]
-    for utterance, words, total, phones, ngram in zip(
-        rows.numbers[order, _UTTERANCE].tolist(), sentences, totals.tolist(), heard, language, strict=True
+    for utterance, link, total, phones, ngram in zip(
+        rows.numbers[order, _UTTERANCE].tolist(), last_links, totals.tolist(), heard, language, strict=True
     ):
         own = found[utterance]
-        if len(own) < config.num_best and (utterance, words) not in known and math.isfinite(total):
+        if len(own) == config.num_best or not math.isfinite(total):
+            continue
+        words = read(link)
+        if (utterance, words) not in known:
             known.add((utterance, words))
             tokens = graph.spell(words)
             if len(tokens) <= max_tokens[utterance]:

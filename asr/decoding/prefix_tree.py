@@ -84,7 +84,7 @@ def list_log_probs(
     *,
     vocab_size: int,
     max_nodes: int = 1024,
-    max_numbers: int = 2**25,
+    max_numbers: int = 2**23,
 ) -> list[list[float]]:
     """What a model says of lists of sequences, ends included: natural logarithms, list by list.
 
