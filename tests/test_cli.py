@@ -33,6 +33,16 @@ def test_help_needs_no_torch() -> None:
     assert run_python(code).stdout == "False\n"
 
 
+def test_what_transcription_needs_does_not_import_the_compiler() -> None:
+    """It takes three quarters of a second, which would be a fifth of the time to the first transcript."""
+    code = (
+        "import sys, asr.speech_model, asr.transcriber, asr.recognition; "
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy', 'triton') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_help_is_quick() -> None:
     # The fastest of a few, since the machine may be busy.
     durations = []

@@ -6,7 +6,6 @@ convolutions and for bfloat16, takes less than half the time on Zen 5.
 
 # M rows, D width of the input, N width of the output
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a·bᵀ of matrices (M, D) and (N, D) on a processor, without gradient."""
-    if a.dtype == torch.float32 and _has_fast_onednn():
+    if a.dtype == torch.float32 and _HAS_FAST_ONEDNN:
         return _onednn_product(a, b, None)
     return a @ b.t()
 
 
-@torch.compiler.assume_constant_result  # which does not see through a cache
-def _has_fast_onednn() -> bool:
-    """Whether this is a processor that MKL is slow on."""
-    return _look_at_processor()
-
-
-@cache
 def _look_at_processor() -> bool:
+    """Whether this is a processor that MKL is slow on."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
         return False
     try:
@@ -66,10 +59,15 @@ def _look_at_processor() -> bool:
         return False
 
 
+_HAS_FAST_ONEDNN = (
+    _look_at_processor()
+)  # a constant, as the compiler would have to be imported to be told of a function
+
+
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or x.ndim < 2 or torch.is_autocast_enabled("cpu"):
         return False
-    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not _has_fast_onednn():
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not _HAS_FAST_ONEDNN:
         return False
     # A graph is compiled for all sizes; where blocks are compiled, they are large.
     return torch.compiler.is_compiling() or x.numel() * len(weight) >= _MIN_PRODUCTS

@@ -17,7 +17,7 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Takes oneDNN whatever the processor and the sizes; the list says for how many products."""
-    monkeypatch.setattr(module, "_has_fast_onednn", lambda: True)
+    monkeypatch.setattr(module, "_HAS_FAST_ONEDNN", True)
     monkeypatch.setattr(module, "_MIN_PRODUCTS", 1)
     calls: list[str] = []
     apply = module._OneDnnLinear.apply
@@ -90,7 +90,7 @@ def test_so_are_autocast_vectors_nothing_and_small_products(onednn: list[str], m
 @needs_onednn
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_a_product_of_matrices_is_that_of_pytorch(monkeypatch: pytest.MonkeyPatch, is_fast: bool) -> None:
-    monkeypatch.setattr(module, "_has_fast_onednn", lambda: is_fast)
+    monkeypatch.setattr(module, "_HAS_FAST_ONEDNN", is_fast)
     a, b = torch.randn(6, 5).t(), torch.randn(7, 6)
     torch.testing.assert_close(product(a, b), a @ b.t(), atol=1e-5, rtol=1e-5)
     assert product(a.double(), b.double()).dtype == torch.float64
@@ -99,7 +99,7 @@ def test_a_product_of_matrices_is_that_of_pytorch(monkeypatch: pytest.MonkeyPatc
 @needs_onednn
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler for torch.compile")
 def test_it_is_compiled_to_code_in_one_piece_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_has_fast_onednn", lambda: True)
+    monkeypatch.setattr(module, "_HAS_FAST_ONEDNN", True)
     torch._dynamo.reset()
     torch.manual_seed(0)
     layer = Linear(12, 9)
