@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asr.decoding.hashing import mix
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.lexicon_graph import NO_WORD, LexiconGraph
 from asr.decoding.spelling import LOG_ZERO
@@ -27,7 +28,6 @@ NOTHING = Hypothesis((), LOG_ZERO, {"phones": LOG_ZERO, "ngram": LOG_ZERO})  # w
 
 _ROOT = 0
 _NO_LINK = -1
-_MULTIPLIER = 6364136223846793005  # odd, with well-mixed bits: of Knuth's 64-bit linear congruential generator
 
 # The columns of `_Rows`.
 _UTTERANCE, _NODE, _LAST, _WORD, _LINK, _HISTORY, _CONTEXT = range(7)
@@ -90,15 +90,19 @@ class _Rows:
         """What they are ranked by, (R,)."""
         return self.either() + self.scores[:, _OTHERS]
 
+    def ended(self) -> Tensor:
+        """Places of those whose word has ended just now."""
+        return (self.numbers[:, _WORD] != NO_WORD).nonzero()[:, 0]
+
     def keys(self) -> Tensor:
         """A hash of each whole prefix, (R,)."""
-        return _mix(self.numbers[:, _HISTORY], self.numbers[:, _NODE])
+        return mix(self.numbers[:, _HISTORY], self.numbers[:, _NODE])
 
     def futures(self) -> Tensor:
         """A hash of all that what may follow depends on, (R,)."""
-        key = _mix(self.numbers[:, _UTTERANCE], 0)
+        key = mix(self.numbers[:, _UTTERANCE], 0)
         for column in (_NODE, _LAST, *range(_CONTEXT, self.numbers.shape[1])):
-            key = _mix(key, self.numbers[:, column])
+            key = mix(key, self.numbers[:, column])
         return key
 
 
@@ -192,7 +196,7 @@ def _start(num_utterances: int, graph: LexiconGraph) -> _Rows:
     contexts = graph.model.start(num_utterances)
     numbers = torch.zeros(num_utterances, _CONTEXT + contexts.shape[1], dtype=torch.int64, device=contexts.device)
     numbers[:, _UTTERANCE] = torch.arange(num_utterances, device=contexts.device)
-    numbers[:, _HISTORY] = _mix(numbers[:, _UTTERANCE], 0)  # so that no two utterances share a key
+    numbers[:, _HISTORY] = mix(numbers[:, _UTTERANCE], 0)  # so that no two utterances share a key
     numbers[:, _WORD], numbers[:, _LINK] = NO_WORD, _NO_LINK
     numbers[:, _CONTEXT:] = contexts
     scores = torch.zeros(num_utterances, 5, dtype=torch.float64, device=contexts.device)
@@ -279,7 +283,7 @@ def _longer(
     places, forms = (words != NO_WORD).nonzero(as_tuple=True)  # (M,)
     ended = grown[ending[places]]
     words = words[places, forms]
-    ended.numbers[:, _HISTORY] = _mix(ended.keys(), words)  # a word counts with its pronunciation
+    ended.numbers[:, _HISTORY] = mix(ended.keys(), words)  # a word counts with its pronunciation
     ended.numbers[:, _WORD], ended.numbers[:, _NODE] = words, _ROOT
     return within + ended
 
@@ -298,7 +302,7 @@ def _join(longer: _Rows, stayed: _Rows) -> _Rows:
 
 def _weigh(longer: _Rows, graph: LexiconGraph, config: LexiconSearchConfig) -> None:
     """Gives begun words the mass of all that begin so, and ended ones what the model says of them."""
-    ended = (longer.numbers[:, _WORD] != NO_WORD).nonzero()[:, 0]
+    ended = longer.ended()
     said = graph.log_longer[longer.numbers[:, _NODE]]
     words = longer.numbers[ended, _WORD]
     own = graph.model.score(longer.numbers[ended, _CONTEXT:], words[:, None])[:, 0].double().clamp_min(LOG_ZERO)
@@ -312,13 +316,13 @@ def _choose(rows: _Rows, num_utterances: int, graph: LexiconGraph, links: _Links
     """The best of all prefixes; links to the words that have ended."""
     bound = _best(rows, num_utterances) - config.beam_margin
     rows = rows[rows.totals() > bound[rows.numbers[:, _UTTERANCE]]]
-    ended = (rows.numbers[:, _WORD] != NO_WORD).nonzero()[:, 0]
+    ended = rows.ended()
     words = rows.numbers[ended, _WORD]
     rows.numbers[ended, _CONTEXT:] = graph.model.extend(rows.numbers[ended, _CONTEXT:], words)
     rows = rows[rows.totals().argsort(descending=True, stable=True)]
     rows = rows[_ranks(rows.futures()) < config.most_alike]
     rows = rows[_ranks(rows.numbers[:, _UTTERANCE]) < config.beam_size]
-    ended = (rows.numbers[:, _WORD] != NO_WORD).nonzero()[:, 0]
+    ended = rows.ended()
     rows.numbers[ended, _LINK] = links.add(rows.numbers[ended, _LINK], rows.numbers[ended, _WORD])
     rows.numbers[:, _WORD] = NO_WORD
     return rows
@@ -329,16 +333,6 @@ def _ranks(groups: Tensor) -> Tensor:
     ordered, order = groups.sort(stable=True)
     ranks = torch.arange(len(groups), device=groups.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(ranks).index_copy(0, order, ranks)
-
-
-def _mix(hashes: Tensor, numbers: Tensor | int) -> Tensor:
-    """Hashes with a number more each, integers of 64 bits.
-
-    In each of T' frames R prefixes are told apart by them, which goes wrong with a probability of about R²·T'/2⁶⁴:
-    10⁻¹⁰ for a thousand prefixes in a thousand frames.
-    """
-    mixed = (hashes + numbers) * _MULTIPLIER
-    return mixed ^ (mixed >> 29)
 
 
 def _finish(

@@ -90,12 +90,12 @@ class SentenceScorer:
         """
         if not self._is_same:
             lists = [[self._tokenizer.encode(self._spelling.decode(sequence)) for sequence in own] for own in lists]
-        device = self.model.output_bias.device
 
         def logits(trees: PrefixTrees, _: list[int]) -> Tensor:
-            return self.model(trees.tokens.to(device), positions=trees.positions.to(device), mask=trees.mask.to(device))
+            return self.model(trees.tokens, positions=trees.positions, mask=trees.mask)
 
-        return list_log_probs(lists, logits, vocab_size=len(self.model.output_bias))
+        bias = self.model.output_bias
+        return list_log_probs(lists, logits, vocab_size=len(bias), device=bias.device)
 
 
 @torch.inference_mode()

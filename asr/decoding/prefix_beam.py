@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asr.decoding.hashing import mix
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.scorers import Weighted
 from asr.tokenizer import BLANK_ID, EOS_ID
 
 _EMPTY = 0  # hash of the empty prefix
 _NOWHERE = -1  # stands for the parent of a prefix that has none; no hash is negative
-_MULTIPLIER = 6364136223846793005  # odd, with well-mixed bits: of Knuth's 64-bit linear congruential generator
 
 
 @dataclass(slots=True)
@@ -284,21 +284,11 @@ def _choose(stayed: _Beam, extensions: _Extensions) -> tuple[_Beam, Tensor, Tens
         others=torch.where(stays, stayed.others.gather(1, columns), extensions.others.flatten(1).gather(1, places)),
         parts=stayed.parts.gather(2, columns.expand_as(gains)) + gains.masked_fill_(stays, 0.0),
         last=torch.where(stays, stayed.last.gather(1, columns), tokens),
-        prefixes=torch.where(stays, before, _hash(before, tokens)),
+        prefixes=torch.where(stays, before, mix(before, tokens)),
         # A row that holds nothing may be the double of another, so it must never come to hold something again.
         parents=torch.where(stays, parents, before).masked_fill_(nothing, _NOWHERE),
     )
     return beam, columns, tokens
-
-
-def _hash(prefixes: Tensor, tokens: Tensor) -> Tensor:
-    """Hashes of prefixes, integers of 63 bits, with one token more behind each.
-
-    The N² comparisons in each of T' frames mistake one prefix for another with a probability of about N²·T'/2⁶³,
-    which is 10⁻¹³ for a hundred prefixes in a hundred frames.
-    """
-    mixed = (prefixes + tokens) * _MULTIPLIER
-    return mixed ^ (mixed >> 29)  # the shift repeats the sign, so that the result has none
 
 
 def _finish(

@@ -38,11 +38,21 @@ class PrefixTrees:
     targets: Tensor
     sizes: list[list[int]]
 
+    def to(self, device: torch.device) -> "PrefixTrees":
+        """The same on a device."""
+        return PrefixTrees(
+            self.tokens.to(device),
+            self.positions.to(device),
+            self.mask.to(device),
+            self.nodes.to(device),
+            self.targets.to(device),
+            self.sizes,
+        )
+
     def log_probs(self, logits: Tensor) -> list[list[float]]:
         """The log-probability of each sequence with its end, list by list, from logits (S, U, V) of the next tokens."""
         flat = logits.float().flatten(0, 1)  # (S·U, V)
-        nodes, targets = self.nodes.to(flat.device), self.targets.to(flat.device)
-        steps = flat[nodes, targets].double() - flat.logsumexp(dim=1).double()[nodes]  # (L,)
+        steps = flat[self.nodes, self.targets].double() - flat.logsumexp(dim=1).double()[self.nodes]  # (L,)
         sizes = torch.tensor([size for own in self.sizes for size in own], device=flat.device)
         owners = torch.repeat_interleave(sizes)
         sums = iter(steps.new_zeros(len(sizes)).index_add_(0, owners, steps).tolist())
@@ -83,6 +93,7 @@ def list_log_probs(
     logits: Callable[[PrefixTrees, list[int]], Tensor],
     *,
     vocab_size: int,
+    device: torch.device,
     max_nodes: int = 1024,
     max_numbers: int = 2**23,
 ) -> list[list[float]]:
@@ -92,6 +103,7 @@ def list_log_probs(
         lists: Of sequences of tokens.
         logits: The model: from trees and the number of the list that each is of, (S, U, V).
         vocab_size: V.
+        device: Where the model is, and the trees are wanted.
         max_nodes: A list whose tree would have more is split into several; a longer sequence goes alone.
         max_numbers: Most logits, and most numbers of a mask, that are computed at once: of trees of like size.
     """
@@ -102,7 +114,7 @@ def list_log_probs(
         most = parts[0].num_nodes
         count = max(1, max_numbers // (most * max(vocab_size, most)))
         batch, parts = parts[:count], parts[count:]
-        trees = grow_trees([[lists[part.row][column] for column in part.columns] for part in batch])
+        trees = grow_trees([[lists[part.row][column] for column in part.columns] for part in batch]).to(device)
         scores = trees.log_probs(logits(trees, [part.row for part in batch]))
         for part, own in zip(batch, scores, strict=True):
             for column, score in zip(part.columns, own, strict=True):

@@ -100,16 +100,9 @@ def attention_log_probs(
         lengths: (B,) integers.
         found: Hypotheses of each utterance.
     """
-    device = frames.device
 
     def logits(trees: PrefixTrees, rows: list[int]) -> Tensor:
-        return decoder(
-            trees.tokens.to(device),
-            frames[rows],
-            lengths[rows],
-            positions=trees.positions.to(device),
-            mask=trees.mask.to(device),
-        )
+        return decoder(trees.tokens, frames[rows], lengths[rows], positions=trees.positions, mask=trees.mask)
 
     lists = [[each.tokens for each in own] for own in found]
-    return list_log_probs(lists, logits, vocab_size=decoder.output.out_features)
+    return list_log_probs(lists, logits, vocab_size=decoder.output.out_features, device=frames.device)

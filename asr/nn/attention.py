@@ -221,6 +221,22 @@ def position_code(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
+def embed_tokens(embedding: nn.Embedding, tokens: Tensor, positions: Tensor | None, *, scale: float) -> Tensor:
+    """Vectors of tokens, (B, U) to (B, U, D), times a scale, with the code of their positions.
+
+    Args:
+        embedding: Of width D.
+        tokens: (B, U).
+        positions: (U,) or (B, U); by default 0 to U - 1.
+        scale: Of the vectors.
+    """
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+    cosines, sines = position_code(positions, embedding.embedding_dim)
+    code = torch.cat([sines, cosines], dim=-1).to(embedding.weight.dtype)  # (U, D) or (B, U, D)
+    return embedding(tokens) * scale + code
+
+
 def _softmax_scores(queries: Tensor, keys: Tensor, *, scale: float, mask: Tensor | None) -> Tensor:
     scores = (queries.float() @ keys.float().transpose(-2, -1)) * scale
     if mask is not None:

@@ -8,7 +8,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from asr.nn.attention import KeyValueCache, MultiHeadAttention, position_code
+from asr.nn.attention import KeyValueCache, MultiHeadAttention, embed_tokens
 from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
 from asr.nn.linear import Linear
@@ -166,7 +166,7 @@ class TransformerDecoder(nn.Module):
         """
         memory_mask = valid_mask(frame_lengths, frames.shape[1])[:, None, None, :]
         causal = causal_mask(tokens.shape[1], tokens.device) if mask is None else mask
-        x = self.dropout(self._embed(tokens, positions))
+        x = self.dropout(embed_tokens(self.embedding, tokens, positions, scale=self.scale))
         for block in self.layers():
             run = runner(block, recompute=self.checkpoint_activations)
             x = run(x, frames, memory_mask=memory_mask, causal=causal)
@@ -180,7 +180,8 @@ class TransformerDecoder(nn.Module):
 
     def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Reads one token a sequence, (B·N,), and returns log-probabilities of the next (B·N, V) and the new state."""
-        x = self._embed(tokens[:, None], torch.full((1,), state.position, device=tokens.device))  # (B·N, 1, D)
+        here = torch.full((1,), state.position, device=tokens.device)
+        x = embed_tokens(self.embedding, tokens[:, None], here, scale=self.scale)  # (B·N, 1, D)
         pasts = []
         for number, block in enumerate(self.layers()):
             past = state.pasts[number] if state.pasts else None
@@ -189,10 +190,3 @@ class TransformerDecoder(nn.Module):
         log_probs = self.output(self.norm(x[:, 0])).float().log_softmax(dim=-1)  # (B, V)
         state = DecoderState(state.memories, pasts, state.memory_mask, state.position + 1, state.num_hypotheses)
         return log_probs, state
-
-    def _embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        cosines, sines = position_code(positions, self.embedding.embedding_dim)
-        code = torch.cat([sines, cosines], dim=-1).to(self.embedding.weight.dtype)  # (U, D) or (B·N, U, D)
-        return self.embedding(tokens) * self.scale + code  # (B·N, U, D)

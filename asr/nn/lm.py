@@ -8,7 +8,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from asr.nn.attention import KeyValueCache, MultiHeadAttention, position_code
+from asr.nn.attention import KeyValueCache, MultiHeadAttention, embed_tokens
 from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
 from asr.nn.linear import Linear, linear
@@ -139,7 +139,7 @@ class LanguageModel(nn.Module):
             Logits (B, U, V); row u is the prediction of what follows token u.
         """
         causal = causal_mask(tokens.shape[1], tokens.device) if mask is None else mask
-        x = self.dropout(self._embed(tokens, positions))
+        x = self.dropout(embed_tokens(self.embedding, tokens, positions, scale=self.scale))
         for block in self.layers():
             x = runner(block, recompute=self.checkpoint_activations)(x, causal=causal)
         return self._output(x)
@@ -149,7 +149,8 @@ class LanguageModel(nn.Module):
 
         The state before the first token is `LanguageModelState()`.
         """
-        x = self._embed(tokens[:, None], torch.full((1,), state.position, device=tokens.device))  # (B, 1, D)
+        here = torch.full((1,), state.position, device=tokens.device)
+        x = embed_tokens(self.embedding, tokens[:, None], here, scale=self.scale)  # (B, 1, D)
         pasts = []
         for number, block in enumerate(self.layers()):
             x, past = block.step(x, state.pasts[number] if state.pasts else None)
@@ -160,13 +161,6 @@ class LanguageModel(nn.Module):
     def num_parameters(self) -> int:
         """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def _embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        cosines, sines = position_code(positions, self.embedding.embedding_dim)
-        code = torch.cat([sines, cosines], dim=-1).to(self.embedding.weight.dtype)  # (U, D) or (B, U, D)
-        return self.embedding(tokens) * self.scale + code  # (B, U, D)
 
     def _output(self, x: Tensor) -> Tensor:
         return linear(self.norm(x), self.embedding.weight, self.output_bias)  # (…, D) -> (…, V)

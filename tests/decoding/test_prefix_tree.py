@@ -12,6 +12,7 @@ from asr.nn.lm import LanguageModel, LanguageModelConfig
 from asr.tokenizer import EOS_ID
 
 VOCAB_SIZE = 6
+CPU = torch.device("cpu")
 LISTS = [[[2, 3, 4], [2, 3], [], [2, 3, 3, 4], [2, 3]], [[5]], [[3, 3], [4, 2, 5, 2, 2, 2, 2], [4, 2, 4]]]
 
 
@@ -76,7 +77,9 @@ def test_lists_are_scored_in_parts_of_any_size(max_nodes: int, max_numbers: int)
         assert all(len(own) <= len(LISTS[row]) for row, own in zip(rows, trees.sizes, strict=True))
         return trees.positions[:, :, None].add(1) * 0.1 * torch.arange(VOCAB_SIZE)
 
-    found = list_log_probs(LISTS, logits, vocab_size=VOCAB_SIZE, max_nodes=max_nodes, max_numbers=max_numbers)
+    found = list_log_probs(
+        LISTS, logits, vocab_size=VOCAB_SIZE, device=CPU, max_nodes=max_nodes, max_numbers=max_numbers
+    )
     for own, scores in zip(LISTS, found, strict=True):
         assert scores == pytest.approx([made_up(sequence) for sequence in own], abs=1e-5)
     assert all(nodes <= max(max_nodes, 8) for _, nodes in sizes)  # the longest sequence has seven tokens
@@ -87,6 +90,9 @@ def test_empty_lists_and_empty_sequences_are_fine() -> None:
     def logits(trees: PrefixTrees, rows: list[int]) -> torch.Tensor:
         return torch.zeros(*trees.tokens.shape, VOCAB_SIZE)
 
-    assert list_log_probs([], logits, vocab_size=VOCAB_SIZE) == []
-    assert list_log_probs([[]], logits, vocab_size=VOCAB_SIZE) == [[]]
-    assert list_log_probs([[[]], []], logits, vocab_size=VOCAB_SIZE) == [[pytest.approx(-math.log(VOCAB_SIZE))], []]
+    assert list_log_probs([], logits, vocab_size=VOCAB_SIZE, device=CPU) == []
+    assert list_log_probs([[]], logits, vocab_size=VOCAB_SIZE, device=CPU) == [[]]
+    assert list_log_probs([[[]], []], logits, vocab_size=VOCAB_SIZE, device=CPU) == [
+        [pytest.approx(-math.log(VOCAB_SIZE))],
+        [],
+    ]
