@@ -29,6 +29,7 @@ from asr.ngrams.texts import (
     token_speller,
     token_vocabulary,
 )
+from asr.pronunciation import read_lexicon
 from asr.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class NgramTrainingConfig:
         model: The model folder or run folder of that tokenizer.
         vocab_size: Most words that the model knows, the most frequent ones; others become `<unk>`. None takes all.
         min_count: How often a word must come to be known.
+        lexicon: A pronunciation lexicon whose words are known too, where the texts lack them: all are equally likely,
+            with what smoothing leaves for new words. For texts that are few beside the words that may be said.
         cutoffs: For orders 2, 3, …: n-grams that come at most so often are left out; the last serves all higher orders.
         prune: The largest relative increase of perplexity that leaving out one n-gram may cost; 0 prunes nothing.
         discount: One discount for all counts, in (0, 1]; None estimates three for each order.
@@ -57,6 +60,7 @@ class NgramTrainingConfig:
     model: Path | None = None
     vocab_size: int | None = None
     min_count: int = 1
+    lexicon: Path | None = None
     cutoffs: list[int] = field(default_factory=list)
     prune: float = 0.0
     discount: float | None = None
@@ -72,8 +76,10 @@ class NgramTrainingConfig:
             raise ValueError(
                 f"unit is {self.unit} and model is {self.model}; name a model for unit=tokens, and only then"
             )
-        if self.unit == "tokens" and (self.vocab_size is not None or self.min_count > 1):
-            raise ValueError("the tokenizer decides the vocabulary of unit=tokens; leave out vocab_size and min_count")
+        if self.unit == "tokens" and (self.vocab_size is not None or self.min_count > 1 or self.lexicon):
+            raise ValueError(
+                "the tokenizer decides the vocabulary of unit=tokens; leave out vocab_size, min_count and lexicon"
+            )
         rising = [0, *self.cutoffs] == sorted([0, *self.cutoffs])
         if not rising or len(self.cutoffs) >= max(self.order, 2):
             raise ValueError(
@@ -132,16 +138,18 @@ def train(texts: Sequence[Path], config: NgramTrainingConfig) -> TrainedNgrams:
         config: What model. Its order falls where no sentence is long enough for it.
 
     Raises:
-        FileNotFoundError: If a text or the model is missing.
-        ValueError: If a text is damaged, or there are no words.
+        FileNotFoundError: If a text, the model or the lexicon is missing.
+        ValueError: If a text or the lexicon is damaged, or there are no words.
     """
     tokenizer = _tokenizer(config)
     spell = _speller(tokenizer)
+    spoken = sorted(read_lexicon(config.lexicon).pronunciations) if config.lexicon else []
     raw = read_texts(texts)
     if tokenizer:
         vocabulary = token_vocabulary(tokenizer)
     else:
         vocabulary = choose_vocabulary(raw, spell, size=config.vocab_size, min_count=config.min_count)
+        vocabulary = list(dict.fromkeys([*vocabulary, *spoken]))
     corpus = encode_text(raw, spell, vocabulary)
     del raw  # memory is needed below
     logger.info("%d sentences, %d %s", corpus.num_sentences, corpus.num_words, config.unit)

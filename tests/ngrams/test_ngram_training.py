@@ -80,6 +80,22 @@ def test_limits_of_the_vocabulary_and_of_the_n_grams_are_kept(text):
     assert len(train([text], NgramTrainingConfig(order=1, min_count=60)).tables.words) < len(whole.tables.words)
 
 
+def test_words_of_a_lexicon_share_what_smoothing_leaves_for_new_words(tmp_path, text):
+    (tmp_path / "lexicon.txt").write_text("A ah\nZOO(2) z u\nYAK j ae k\n")
+    plain, wider = (
+        train([text], NgramTrainingConfig(order=2, lexicon=lexicon)).tables
+        for lexicon in (None, tmp_path / "lexicon.txt")
+    )
+    assert wider.words == [*plain.words, "yak", "zoo"]  # "a" is known from the text
+    narrow, wide = (tables.tables[0].log_probs.double().exp() for tables in (plain, wider))
+    assert float(narrow.sum()) == pytest.approx(1) and float(wide.sum()) == pytest.approx(1)
+    unknown = wide[0]
+    assert wide[-2:].tolist() == pytest.approx([float(unknown)] * 2, rel=1e-6) and float(unknown) > 0
+    # What was left for the unknown word and every other, all words but <s>, goes to two more.
+    size = len(plain.words) - 1
+    assert float(unknown) == pytest.approx(float(narrow[0]) * size / (size + 2), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -89,8 +105,9 @@ def test_limits_of_the_vocabulary_and_of_the_n_grams_are_kept(text):
         ({"unit": "phones"}, "unit is 'phones'; choose one of words, tokens"),
         ({"unit": "tokens"}, "unit is tokens and model is None; name a model for unit=tokens, and only then"),
         ({"model": Path("x")}, "unit is words and model is x; name a model for unit=tokens, and only then"),
-        ({"unit": "tokens", "model": Path("x"), "vocab_size": 9}, "leave out vocab_size and min_count"),
-        ({"unit": "tokens", "model": Path("x"), "min_count": 2}, "leave out vocab_size and min_count"),
+        ({"unit": "tokens", "model": Path("x"), "vocab_size": 9}, "leave out vocab_size, min_count"),
+        ({"unit": "tokens", "model": Path("x"), "min_count": 2}, "leave out vocab_size, min_count and lexicon"),
+        ({"unit": "tokens", "model": Path("x"), "lexicon": Path("y")}, "leave out vocab_size, min_count and lexicon"),
         ({"cutoffs": [2, 1]}, r"cutoffs are \[2, 1\]; they are for orders 2 to 4, not below 0, and must not fall"),
         ({"cutoffs": [-1]}, r"cutoffs are \[-1\]; they"),
         ({"cutoffs": [0, 0, 0, 1]}, r"cutoffs are \[0, 0, 0, 1\]; they are for orders 2 to 4"),
