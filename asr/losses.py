@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asr.lattice_free import PhoneTrigrams, log_partition
 from asr.nn.masks import valid_mask
 from asr.tokenizer import BLANK_ID, EOS_ID
 
@@ -28,7 +29,8 @@ class LossConfig:
             (Lee & Watanabe 2021, eq. 7); 0 leaves them out.
         consistency_weight: Above 0, every utterance is masked twice, and this many times the divergence between the
             two CTC outputs is added (CR-CTC, Yao et al. 2024); it doubles the work of a step. 0 leaves it out.
-        phone_weight: Above 0, this many times the CTC loss of the phones that are spoken is added; 0 leaves it out.
+        phone_weight: Above 0, this many times the loss of the phones that are spoken is added; 0 leaves it out.
+        phone_mmi_share: Share of the phones' loss that is MMI, in [0, 1]; the rest is CTC (see `asr.lattice_free`).
     """
 
     ctc_weight: float = 0.3
@@ -36,6 +38,7 @@ class LossConfig:
     intermediate_weight: float = 0.0
     consistency_weight: float = 0.0
     phone_weight: float = 0.0
+    phone_mmi_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.ctc_weight <= 1:
@@ -46,6 +49,13 @@ class LossConfig:
         for name in ("consistency_weight", "phone_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; it must not be negative")
+        if not 0 <= self.phone_mmi_share <= 1:
+            raise ValueError(f"loss.phone_mmi_share is {self.phone_mmi_share}; it must be in [0, 1]")
+        if self.phone_mmi_share and not self.phone_weight:
+            raise ValueError(
+                f"loss.phone_mmi_share is {self.phone_mmi_share}, but loss.phone_weight is 0, so it would change "
+                "nothing; set loss.phone_weight too"
+            )
 
 
 @dataclass(slots=True)
@@ -56,11 +66,13 @@ class PhoneOutput:
         log_probs: (B, T', 1 + P), float32.
         phones: (B, U') integers from 1 on.
         lengths: (B,) integers.
+        trigrams: How likely sequences of phones are; needed with `LossConfig.phone_mmi_share`.
     """
 
     log_probs: Tensor
     phones: Tensor
     lengths: Tensor
+    trigrams: PhoneTrigrams | None = None
 
 
 @dataclass(slots=True)
@@ -171,6 +183,13 @@ def consistency_loss(log_probs: Tensor, frame_lengths: Tensor) -> Tensor:
     return 0.5 * views.unflatten(0, (2, -1)).sum(dim=0)
 
 
+def _competition(phones: PhoneOutput, frame_lengths: Tensor) -> Tensor:
+    """What MMI adds to the phones' CTC loss, a sum over the batch."""
+    assert phones.trigrams is not None
+    competitors = log_partition(phones.log_probs, frame_lengths, phones.trigrams)
+    return (competitors - phones.trigrams.log_prob(phones.phones, phones.lengths)).sum()
+
+
 def joint_loss(
     config: LossConfig,
     *,
@@ -222,6 +241,10 @@ def joint_loss(
     if phones is not None and config.phone_weight:
         phone_loss = ctc_loss(phones.log_probs, frame_lengths, phones.phones, phones.lengths).sum()
         parts["phone_ctc"] = phone_loss.detach()
+        if config.phone_mmi_share:
+            mmi = phone_loss + _competition(phones, frame_lengths)
+            parts["phone_mmi"] = mmi.detach()
+            phone_loss = (1 - config.phone_mmi_share) * phone_loss + config.phone_mmi_share * mmi
         if config.consistency_weight:
             consistency = 2 * consistency_loss(phones.log_probs, frame_lengths).sum()
             parts["phone_consistency"] = consistency.detach()

@@ -9,6 +9,7 @@ import torch
 from alignments import collapse, transcript_probabilities
 from torch import Tensor
 
+from asr.lattice_free import PhoneTrigrams, log_partition
 from asr.losses import (
     LossConfig,
     PhoneOutput,
@@ -259,9 +260,30 @@ def test_the_phones_add_their_ctc_loss_and_in_two_views_its_consistency() -> Non
     torch.testing.assert_close(two.total - one.total, 0.7 * (expected + 0.2 * consistency))
 
 
+def test_a_share_of_the_phones_loss_is_mmi() -> None:
+    phones, lengths = batch([(1, 2, 1), (4,), (2, 2), (3,)])
+    trigrams = PhoneTrigrams([[1, 2], [3, 4, 2], [2, 2]], num_phones=4)
+    output = PhoneOutput(random_log_probs(4, 6, 5, seed=3), phones, lengths, trigrams=trigrams)
+    frame_lengths = torch.tensor([6, 5, 3, 2])
+    none, some = (joint(LossConfig(phone_weight=0.7, phone_mmi_share=share), phones=output) for share in (0.0, 0.4))
+    ctc = ctc_loss(output.log_probs, frame_lengths, phones, lengths)
+    competitors = log_partition(output.log_probs, frame_lengths, trigrams)
+    expected = (ctc - trigrams.log_prob(phones, lengths) + competitors).sum()
+    assert "phone_mmi" not in none.parts
+    torch.testing.assert_close(some.parts["phone_ctc"], ctc.sum())
+    torch.testing.assert_close(some.parts["phone_mmi"], expected)
+    torch.testing.assert_close(some.total - none.total, 0.7 * 0.4 * (expected - ctc.sum()))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"phone_weight": 1.0, "phone_mmi_share": 1.1}, "loss.phone_mmi_share is 1.1; it must be in [0, 1]"),
+        (
+            {"phone_mmi_share": 0.5},
+            "loss.phone_mmi_share is 0.5, but loss.phone_weight is 0, so it would change nothing; set "
+            "loss.phone_weight too",
+        ),
         ({"phone_weight": -1}, "loss.phone_weight is -1; it must not be negative"),
         ({"consistency_weight": -0.1}, "loss.consistency_weight is -0.1; it must not be negative"),
         ({"ctc_weight": -0.1}, "loss.ctc_weight is -0.1; it must be in [0, 1]"),

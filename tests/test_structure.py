@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
     "compression": 1,
     "decoding": 2,
     "ctc_kernels": 2,
+    "lattice_free": 2,
     "losses": 2,
     "evaluate": 2,
     "augment": 2,

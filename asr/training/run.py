@@ -12,6 +12,7 @@ from asr.augment import AugmentConfig, SpecAugment
 from asr.data.dataset import LoaderConfig, UtteranceDataset, preload, usable_utterances
 from asr.data.manifest import Utterance
 from asr.features import FeatureConfig
+from asr.lattice_free import PhoneTrigrams
 from asr.losses import LossConfig
 from asr.nn.conformer import EncoderConfig
 from asr.nn.decoder import DecoderConfig
@@ -154,8 +155,14 @@ def train_recognizer(
         team=team,
     )
     _log_sizes(train, batches, tokenizer, model)
+    trigrams = None
+    if config.loss.phone_mmi_share:
+        trigrams = PhoneTrigrams(dataset.phones or [], num_phones=len(phones)).to(device)
     task = RecognitionTask(
-        model, loss=config.loss, spec_augment=SpecAugment(config.augment.spec, frame_s=config.features.frame_s)
+        model,
+        loss=config.loss,
+        spec_augment=SpecAugment(config.augment.spec, frame_s=config.features.frame_s),
+        trigrams=trigrams,
     )
     validation = WordErrorValidation(
         task=task,

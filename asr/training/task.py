@@ -16,6 +16,7 @@ from asr.data.batching import BatchPlan, BucketSampler
 from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utterance, make_loader
 from asr.data.manifest import Utterance
 from asr.decoding.search import DecodingConfig, Search
+from asr.lattice_free import PhoneTrigrams
 from asr.losses import Loss, LossConfig, PhoneOutput, has_gpu_kernels, joint_loss, teacher_forcing
 from asr.nn.inspection import attention_maps
 from asr.nn.model import Recognizer
@@ -35,13 +36,22 @@ class RecognitionTask(nn.Module):
         model: The recogniser.
         loss: Weights of the losses.
         spec_augment: Masks features in training.
+        trigrams: Of the phones of the training texts; needed with `loss.phone_mmi_share`.
     """
 
-    def __init__(self, model: Recognizer, *, loss: LossConfig, spec_augment: SpecAugment) -> None:
+    def __init__(
+        self,
+        model: Recognizer,
+        *,
+        loss: LossConfig,
+        spec_augment: SpecAugment,
+        trigrams: PhoneTrigrams | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.spec_augment = spec_augment
+        self.trigrams = trigrams
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch on the model's device."""
@@ -78,7 +88,9 @@ class RecognitionTask(nn.Module):
         phones = None
         if "phones" in inputs.tensors:
             log_probs = self.model.phone_log_probs(encoded.frames)
-            phones = PhoneOutput(log_probs, inputs.tensors["phones"], inputs.tensors["phone_lengths"])
+            phones = PhoneOutput(
+                log_probs, inputs.tensors["phones"], inputs.tensors["phone_lengths"], trigrams=self.trigrams
+            )
         return joint_loss(
             self.loss,
             log_probs=self.model.ctc_log_probs(encoded.frames),

@@ -26,6 +26,7 @@ from asr.augment import AugmentConfig, SpecAugmentConfig
 from asr.data.batching import BatchPlan, Draw
 from asr.data.dataset import Batch, UtteranceDataset
 from asr.data.manifest import Utterance
+from asr.lattice_free import PhoneTrigrams
 from asr.losses import LossConfig
 from asr.pronunciation import Lexicon, PhoneEncoder
 from asr.training.acceleration import compile_blocks
@@ -83,9 +84,11 @@ def spell_aloud(utterances: list[Utterance]) -> PhoneEncoder:
 
 
 def make_phone_task(utterances: list[Utterance]) -> HookedTask:
-    """A task with two CTC heads, whose two views are compared."""
+    """A task with two CTC heads, whose two views are compared; one learns by MMI too."""
     task = make_task(MASKED, dropout=0.0, phones=["a", "b", "c"])
-    task.loss = LossConfig(phone_weight=0.7, consistency_weight=0.2)
+    task.loss = LossConfig(phone_weight=0.7, phone_mmi_share=0.3, consistency_weight=0.2)
+    phones = spell_aloud(utterances)
+    task.trigrams = PhoneTrigrams([phones.encode(utterance.text) for utterance in utterances], num_phones=3)
     return task
 
 
@@ -120,8 +123,8 @@ def test_loss_and_gradient_of_every_batch_are_those_without_recording(utterances
 def test_phones_are_recorded_too(utterances):
     batches = batches_of(utterances, FEW, FEW, MANY, MANY, FEW, MANY, FEW, phone_encoder=spell_aloud(utterances))
     task = make_phone_task(utterances)
-    recorded = check_against_plain(task, batches, ByHand(6))
-    assert recorded.names == ["ctc", "consistency", "attention", "phone_ctc", "phone_consistency"]
+    recorded = check_against_plain(task, batches, ByHand(7))
+    assert recorded.names == ["ctc", "consistency", "attention", "phone_ctc", "phone_mmi", "phone_consistency"]
     assert float(plain(task, batches[0])[1]["phone_ctc.weight"].abs().max()) > 0
 
 

@@ -158,6 +158,17 @@ def test_a_model_learns_phones_besides_tokens(tmp_path, utterances):
         start_run(folder, make_config(None, max_steps=3), utterances)
 
 
+def test_a_share_of_the_phones_loss_is_mmi(tmp_path, utterances):
+    config = spoken_config(tmp_path, None, max_steps=2)
+    without = train(tmp_path / "without", config, utterances)
+    config.loss.phone_mmi_share = 0.5
+    model, notes = start_run(tmp_path / "run", config, utterances)
+    assert distance(without, checkpoint.load_weights(model)) > 0
+    (first, *_) = (values for values in notes.points.values() if "train/phone_mmi" in values)
+    # Minus the logarithm of a probability; random weights know next to nothing.
+    assert first["train/phone_mmi"] > 0 and first["train/phone_ctc"] > 0
+
+
 def test_a_model_that_knows_no_phones_learns_them_and_keeps_the_rest(tmp_path, utterances):
     start = tiny.save(tmp_path / "model", seed=5)
     before = checkpoint.load_weights(start)

@@ -1,0 +1,158 @@
+"""Lattice-free maximum mutual information (MMI) for CTC: what else the frames may say.
+
+CTC raises the probability of what was said. MMI raises it against everything that could have been said instead,
+weighed by how likely such sequences of phones are (Povey et al. 2016; with the alignments of CTC, Xiang & Ou 2019,
+"CRF-based single-stage acoustic modeling with CTC topology", eq. 4 and 5):
+
+    log p(phones | frames) = log p_ctc(phones) + log p(phones) - log sum over all sequences of p_ctc(...)·p(...)
+
+The sum goes over all sequences at once, with trigrams of phones as the language model.
+"""
+
+# B utterances, T' encoder frames, P phones, H = P + 1 symbols: 0 is the start or the end of a sentence
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asr.tokenizer import BLANK_ID
+
+
+class PhoneTrigrams(nn.Module):
+    """How likely a phone is behind two others, or the end of the sentence.
+
+    Interpolated with bigrams and unigrams by what has not been seen yet (Witten & Bell 1991, method C), so that every
+    sequence is possible.
+
+    Args:
+        sentences: Phones by number, from 1 on; what is learned from.
+        num_phones: P.
+
+    Raises:
+        ValueError: If there are no sentences.
+    """
+
+    probabilities: Tensor
+
+    def __init__(self, sentences: Iterable[Sequence[int]], *, num_phones: int) -> None:
+        super().__init__()
+        size = num_phones + 1
+        rows = [[0, 0, *sentence, 0] for sentence in sentences]
+        if not rows:
+            raise ValueError("there are no sentences to learn trigrams of phones from")
+        triples = torch.cat([torch.tensor(row).unfold(0, 3, 1) for row in rows])  # (all, 3)
+        flat = (triples * torch.tensor([size * size, size, 1])).sum(dim=1)
+        counts = torch.bincount(flat, minlength=size**3).view(size, size, size).double()
+        lower = torch.full((size,), 1 / size, dtype=torch.float64)
+        for each in (counts.sum(dim=(0, 1)), counts.sum(dim=0), counts):
+            new = (each > 0).sum(dim=-1, keepdim=True)
+            # A history that was never seen has nothing but the lower order.
+            lower = (each + new.clamp(min=1) * lower) / (each.sum(dim=-1, keepdim=True) + new.clamp(min=1))
+        self.register_buffer("probabilities", lower.float(), persistent=False)  # (H, H, H): of the last symbol
+
+    def log_prob(self, phones: Tensor, lengths: Tensor) -> Tensor:
+        """Log-probability of sequences with their end.
+
+        Args:
+            phones: (B, U) integers from 1 on.
+            lengths: (B,) integers.
+
+        Returns:
+            (B,) in nats.
+        """
+        places = torch.arange(phones.shape[1] + 1, device=phones.device)
+        phones = nn.functional.pad(phones, (2, 1))
+        phones = phones.masked_fill(nn.functional.pad(places >= lengths[:, None], (2, 0)), 0)
+        each = self.probabilities[phones[:, :-2], phones[:, 1:-1], phones[:, 2:]].log()  # (B, U + 1)
+        return each.masked_fill(places > lengths[:, None], 0.0).sum(dim=1)
+
+
+def log_partition(log_probs: Tensor, frame_lengths: Tensor, trigrams: PhoneTrigrams) -> Tensor:
+    """The logarithm of the sum over all sequences of phones of p_ctc(sequence)·p(sequence).
+
+    Args:
+        log_probs: Of blank and phones, (B, T', 1 + P), float32.
+        frame_lengths: (B,) integers.
+        trigrams: p(sequence).
+
+    Returns:
+        (B,) in nats.
+    """
+    with torch.autocast(log_probs.device.type, enabled=False):  # sums of that many need 32 bits
+        result: Tensor = _LogPartition.apply(log_probs, frame_lengths, trigrams.probabilities)
+    return result
+
+
+class _LogPartition(torch.autograd.Function):
+    """The forward-backward algorithm over pairs of phones (the last two that were said) and whether a frame is blank.
+
+    States are (last phone, utterance, phone before), so that one batched product brings every phone that may follow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_probs: Tensor, frame_lengths: Tensor, probabilities: Tensor) -> Tensor:
+        """Returns the sums (B,) and keeps the forward variables, which sum to one in every frame."""
+        batch, num_frames, size = log_probs.shape
+        others, again = _transitions(probabilities)
+        emitted = log_probs.exp().permute(1, 2, 0)[..., None]  # (T', H, B, 1)
+        # In blank frames and in frames of the last phone; before the first frame, nothing has been said.
+        forward = log_probs.new_zeros(num_frames + 1, 2, size, batch, size)
+        forward[0, 0, 0, :, 0] = 1.0
+        scales = log_probs.new_ones(num_frames, batch)
+        for frame in range(num_frames):
+            blank, phone = forward[frame].unbind()
+            either = blank + phone
+            entered = torch.bmm(either, others)  # (last, B, next)
+            # The same phone again needs a blank in between.
+            entered.diagonal(dim1=0, dim2=2).add_((blank * again).sum(dim=2).T)
+            here = forward[frame + 1]
+            torch.mul(either, emitted[frame, BLANK_ID], out=here[0])
+            torch.mul(entered.permute(2, 1, 0).add_(phone), emitted[frame], out=here[1])
+            here[1, 0] = 0.0
+            scale = here.sum(dim=(0, 1, 3))  # (B,)
+            here /= scale[:, None]
+            scales[frame] = scale
+        valid = torch.arange(num_frames, device=log_probs.device)[:, None] < frame_lengths
+        last = forward[frame_lengths, :, :, torch.arange(batch, device=log_probs.device)]  # (B, 2, H, H)
+        ends = (last.sum(dim=1) * probabilities[:, :, 0].T).sum(dim=(1, 2))
+        ctx.save_for_backward(log_probs, forward, frame_lengths, probabilities)
+        return (scales.log() * valid).sum(dim=0) + ends.log()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """How likely each phone is in each frame, given all frames, times `grad` (B,)."""
+        log_probs, forward, frame_lengths, probabilities = ctx.saved_tensors
+        batch, num_frames, _ = log_probs.shape
+        others, again = _transitions(probabilities)
+        backwards = others.transpose(1, 2).contiguous()
+        emitted = log_probs.exp().permute(1, 2, 0)[..., None]
+        ends = probabilities[:, :, 0].T[:, None].expand(-1, batch, -1)
+        blank, phone = ends, ends  # what comes behind a frame
+        shares = torch.zeros_like(log_probs)
+        for frame in reversed(range(num_frames)):
+            is_last = (frame_lengths <= frame + 1)[:, None]
+            blank, phone = torch.where(is_last, ends, blank), torch.where(is_last, ends, phone)
+            in_blank, in_phone = forward[frame + 1].unbind()
+            share = (in_phone * phone).sum(dim=2).T  # (B, H)
+            share[:, BLANK_ID] = (in_blank * blank).sum(dim=(0, 2))
+            shares[:, frame] = share / share.sum(dim=1, keepdim=True)
+            from_blank, from_phone = blank * emitted[frame, BLANK_ID], phone * emitted[frame]
+            from_phone[0] = 0.0
+            back = torch.bmm(from_phone.permute(2, 1, 0), backwards).add_(from_blank)  # (last, B, before)
+            blank = back + from_phone.diagonal(dim1=0, dim2=2).T[..., None] * again
+            phone = back.add_(from_phone)
+            scale = blank.amax(dim=(0, 2))[:, None]
+            blank, phone = blank / scale, phone / scale
+        valid = torch.arange(num_frames, device=log_probs.device) < frame_lengths[:, None]
+        return shares * (valid * grad[:, None])[..., None], None, None
+
+
+def _transitions(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a phone other than the last, (last, before, next), and of the last once more, (last, 1, before)."""
+    others = probabilities.transpose(0, 1).contiguous()
+    again = others.diagonal(dim1=0, dim2=2).T[:, None].clone()
+    others.diagonal(dim1=0, dim2=2).zero_()
+    others[:, :, 0] = 0.0
+    return others, again
