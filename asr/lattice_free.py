@@ -2,7 +2,7 @@
 
 CTC raises the probability of what was said. MMI raises it against everything that could have been said instead,
 weighed by how likely such sequences of phones are (Povey et al. 2016; with the alignments of CTC, Xiang & Ou 2019,
-"CRF-based single-stage acoustic modeling with CTC topology", eq. 4 and 5):
+"CRF-based single-stage acoustic modeling with CTC topology"):
 
     log p(phones | frames) = log p_ctc(phones) + log p(phones) - log sum over all sequences of p_ctc(...)·p(...)
 
@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from asr.nn.masks import valid_mask
 from asr.tokenizer import BLANK_ID
 
 
@@ -27,7 +29,7 @@ class PhoneTrigrams(nn.Module):
     sequence is possible.
 
     Args:
-        sentences: Phones by number, from 1 on; what is learned from.
+        sentences: Phones by number, 1 to P; what is learned from.
         num_phones: P.
 
     Raises:
@@ -42,6 +44,7 @@ class PhoneTrigrams(nn.Module):
         rows = [[0, 0, *sentence, 0] for sentence in sentences]
         if not rows:
             raise ValueError("there are no sentences to learn trigrams of phones from")
+        assert all(1 <= phone <= num_phones for row in rows for phone in row[2:-1])
         triples = torch.cat([torch.tensor(row).unfold(0, 3, 1) for row in rows])  # (all, 3)
         flat = (triples * torch.tensor([size * size, size, 1])).sum(dim=1)
         counts = torch.bincount(flat, minlength=size**3).view(size, size, size).double()
@@ -72,6 +75,8 @@ class PhoneTrigrams(nn.Module):
 def log_partition(log_probs: Tensor, frame_lengths: Tensor, trigrams: PhoneTrigrams) -> Tensor:
     """The logarithm of the sum over all sequences of phones of p_ctc(sequence)·p(sequence).
 
+    Time grows with P³ and the memory for a frame with P²: 29 kB an utterance for 59 phones, 1.3 MB for 400.
+
     Args:
         log_probs: Of blank and phones, (B, T', 1 + P), float32.
         frame_lengths: (B,) integers.
@@ -80,8 +85,7 @@ def log_partition(log_probs: Tensor, frame_lengths: Tensor, trigrams: PhoneTrigr
     Returns:
         (B,) in nats.
     """
-    with torch.autocast(log_probs.device.type, enabled=False):  # sums of that many need 32 bits
-        result: Tensor = _LogPartition.apply(log_probs, frame_lengths, trigrams.probabilities)
+    result: Tensor = _LogPartition.apply(log_probs, frame_lengths, trigrams.probabilities)
     return result
 
 
@@ -93,60 +97,81 @@ class _LogPartition(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_probs: Tensor, frame_lengths: Tensor, probabilities: Tensor) -> Tensor:
-        """Returns the sums (B,) and keeps the forward variables, which sum to one in every frame."""
-        batch, num_frames, size = log_probs.shape
-        others, again = _transitions(probabilities)
-        emitted = log_probs.exp().permute(1, 2, 0)[..., None]  # (T', H, B, 1)
-        # In blank frames and in frames of the last phone; before the first frame, nothing has been said.
-        forward = log_probs.new_zeros(num_frames + 1, 2, size, batch, size)
-        forward[0, 0, 0, :, 0] = 1.0
-        scales = log_probs.new_ones(num_frames, batch)
-        for frame in range(num_frames):
-            blank, phone = forward[frame].unbind()
-            either = blank + phone
-            entered = torch.bmm(either, others)  # (last, B, next)
-            # The same phone again needs a blank in between.
-            entered.diagonal(dim1=0, dim2=2).add_((blank * again).sum(dim=2).T)
-            here = forward[frame + 1]
-            torch.mul(either, emitted[frame, BLANK_ID], out=here[0])
-            torch.mul(entered.permute(2, 1, 0).add_(phone), emitted[frame], out=here[1])
-            here[1, 0] = 0.0
-            scale = here.sum(dim=(0, 1, 3))  # (B,)
-            here /= scale[:, None]
-            scales[frame] = scale
-        valid = torch.arange(num_frames, device=log_probs.device)[:, None] < frame_lengths
-        last = forward[frame_lengths, :, :, torch.arange(batch, device=log_probs.device)]  # (B, 2, H, H)
-        ends = (last.sum(dim=1) * probabilities[:, :, 0].T).sum(dim=(1, 2))
+        """Returns the sums (B,) and keeps the forward variables."""
+        with _all_digits(log_probs):
+            forward, scales = _go_forward(log_probs, probabilities)
         ctx.save_for_backward(log_probs, forward, frame_lengths, probabilities)
-        return (scales.log() * valid).sum(dim=0) + ends.log()
+        rows = torch.arange(len(log_probs), device=log_probs.device)
+        last = forward[frame_lengths, :, :, rows].sum(dim=1)  # (B, last phone, phone before)
+        ends = (last * probabilities[:, :, 0].T).sum(dim=(1, 2))
+        valid = valid_mask(frame_lengths, log_probs.shape[1])
+        return scales.where(valid, 1.0).log().sum(dim=1) + ends.log()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """How likely each phone is in each frame, given all frames, times `grad` (B,)."""
+        """How likely blank and each phone are in each frame, given all frames, times `grad` (B,)."""
         log_probs, forward, frame_lengths, probabilities = ctx.saved_tensors
-        batch, num_frames, _ = log_probs.shape
-        others, again = _transitions(probabilities)
-        backwards = others.transpose(1, 2).contiguous()
-        emitted = log_probs.exp().permute(1, 2, 0)[..., None]
-        ends = probabilities[:, :, 0].T[:, None].expand(-1, batch, -1)
-        blank, phone = ends, ends  # what comes behind a frame
-        shares = torch.zeros_like(log_probs)
-        for frame in reversed(range(num_frames)):
-            is_last = (frame_lengths <= frame + 1)[:, None]
-            blank, phone = torch.where(is_last, ends, blank), torch.where(is_last, ends, phone)
-            in_blank, in_phone = forward[frame + 1].unbind()
-            share = (in_phone * phone).sum(dim=2).T  # (B, H)
-            share[:, BLANK_ID] = (in_blank * blank).sum(dim=(0, 2))
-            shares[:, frame] = share / share.sum(dim=1, keepdim=True)
-            from_blank, from_phone = blank * emitted[frame, BLANK_ID], phone * emitted[frame]
-            from_phone[0] = 0.0
-            back = torch.bmm(from_phone.permute(2, 1, 0), backwards).add_(from_blank)  # (last, B, before)
-            blank = back + from_phone.diagonal(dim1=0, dim2=2).T[..., None] * again
-            phone = back.add_(from_phone)
-            scale = blank.amax(dim=(0, 2))[:, None]
-            blank, phone = blank / scale, phone / scale
-        valid = torch.arange(num_frames, device=log_probs.device) < frame_lengths[:, None]
-        return shares * (valid * grad[:, None])[..., None], None, None
+        with _all_digits(log_probs):
+            shares = _go_backward(log_probs, forward, frame_lengths, probabilities)
+        valid = valid_mask(frame_lengths, log_probs.shape[1])[..., None]
+        return (shares * grad[:, None, None]).where(valid, 0.0), None, None
+
+
+def _all_digits(x: Tensor) -> torch.autocast:
+    """Without autocast: sums of that many need more digits than 16 bits have."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _go_forward(log_probs: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward variables (T' + 1, 2, H, B, H), in blank frames and in frames of the last phone; they sum to one in every
+    frame. And what they were divided by for that, (B, T')."""
+    batch, num_frames, size = log_probs.shape
+    others, again = _transitions(probabilities)
+    emitted = log_probs.exp().permute(1, 2, 0)[..., None]  # (T', H, B, 1)
+    forward = log_probs.new_zeros(num_frames + 1, 2, size, batch, size)
+    forward[0, 0, 0, :, 0] = 1.0  # before the first frame, nothing has been said
+    scales = log_probs.new_ones(batch, num_frames)
+    for frame in range(num_frames):
+        blank, phone = forward[frame].unbind()
+        either = blank + phone
+        entered = torch.bmm(either, others)  # (last, B, next)
+        # The same phone again needs a blank in between.
+        entered.diagonal(dim1=0, dim2=2).add_((blank * again).sum(dim=2).T)
+        here = forward[frame + 1]
+        torch.mul(either, emitted[frame, BLANK_ID], out=here[0])
+        torch.mul(entered.permute(2, 1, 0).add_(phone), emitted[frame], out=here[1])
+        here[1, 0] = 0.0
+        scales[:, frame] = scale = here.sum(dim=(0, 1, 3))
+        here /= scale[:, None]
+    return forward, scales
+
+
+def _go_backward(log_probs: Tensor, forward: Tensor, frame_lengths: Tensor, probabilities: Tensor) -> Tensor:
+    """The share of blank and of each phone in every frame, (B, T', H)."""
+    batch, num_frames, _ = log_probs.shape
+    others, again = _transitions(probabilities)
+    backwards = others.transpose(1, 2).contiguous()
+    emitted = log_probs.exp().permute(1, 2, 0)[..., None]  # (T', H, B, 1)
+    ends = probabilities[:, :, 0].T[:, None].expand(-1, batch, -1)
+    blank, phone = ends, ends  # what comes behind a frame, (last, B, before)
+    shares = torch.empty_like(log_probs)
+    for frame in reversed(range(num_frames)):
+        is_last = (frame_lengths <= frame + 1)[:, None]
+        blank, phone = torch.where(is_last, ends, blank), torch.where(is_last, ends, phone)
+        in_blank, in_phone = forward[frame + 1].unbind()
+        share = (in_phone * phone).sum(dim=2).T  # (B, H)
+        share[:, BLANK_ID] = (in_blank * blank).sum(dim=(0, 2))
+        # In every frame the shares sum to one: dividing by their sum keeps more digits than by the likelihood.
+        shares[:, frame] = share / share.sum(dim=1, keepdim=True)
+        from_blank, from_phone = blank * emitted[frame, BLANK_ID], phone * emitted[frame]
+        from_phone[0] = 0.0
+        back = torch.bmm(from_phone.permute(2, 1, 0), backwards).add_(from_blank)
+        blank = back + from_phone.diagonal(dim1=0, dim2=2).T[..., None] * again
+        phone = back.add_(from_phone)
+        scale = blank.amax(dim=(0, 2))[:, None]
+        blank, phone = blank / scale, phone / scale
+    return shares
 
 
 def _transitions(probabilities: Tensor) -> tuple[Tensor, Tensor]:

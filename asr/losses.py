@@ -31,6 +31,8 @@ class LossConfig:
             two CTC outputs is added (CR-CTC, Yao et al. 2024); it doubles the work of a step. 0 leaves it out.
         phone_weight: Above 0, this many times the loss of the phones that are spoken is added; 0 leaves it out.
         phone_mmi_share: Share of the phones' loss that is MMI, in [0, 1]; the rest is CTC (see `asr.lattice_free`).
+            How frequent phones are comes from the training texts then, so searches with such a model need less of
+            `decoding.prior_weight` and more of the language models.
     """
 
     ctc_weight: float = 0.3
@@ -242,9 +244,9 @@ def joint_loss(
         phone_loss = ctc_loss(phones.log_probs, frame_lengths, phones.phones, phones.lengths).sum()
         parts["phone_ctc"] = phone_loss.detach()
         if config.phone_mmi_share:
-            mmi = phone_loss + _competition(phones, frame_lengths)
-            parts["phone_mmi"] = mmi.detach()
-            phone_loss = (1 - config.phone_mmi_share) * phone_loss + config.phone_mmi_share * mmi
+            competition = _competition(phones, frame_lengths)
+            parts["phone_mmi"] = (phone_loss + competition).detach()
+            phone_loss = phone_loss + config.phone_mmi_share * competition
         if config.consistency_weight:
             consistency = 2 * consistency_loss(phones.log_probs, frame_lengths).sum()
             parts["phone_consistency"] = consistency.detach()

@@ -69,6 +69,12 @@ def test_without_sentences_there_are_no_trigrams() -> None:
 # The sum over all sequences
 
 
+def loss_and_gradient(log_probs: Tensor, frame_lengths: list[int], trigrams: PhoneTrigrams) -> tuple[Tensor, Tensor]:
+    partition = log_partition(log_probs, torch.tensor(frame_lengths), trigrams)
+    (gradient,) = torch.autograd.grad(partition.sum(), log_probs)
+    return partition.detach(), gradient
+
+
 def brute_force(log_probs: Tensor, length: int, trigrams: PhoneTrigrams) -> float:
     if not length:
         return math.log(sequence_probability(trigrams, ()))
@@ -110,18 +116,30 @@ def test_a_padded_batch_gives_what_batches_of_one_give() -> None:
 def test_long_and_certain_frames_do_not_underflow() -> None:
     trigrams = PhoneTrigrams(SENTENCES, num_phones=NUM_PHONES)
     log_probs = random_log_probs(1, 3000, sharpness=30).requires_grad_()
-    found = log_partition(log_probs, torch.tensor([3000]), trigrams)
-    (gradient,) = torch.autograd.grad(found.sum(), log_probs)
-    assert -math.inf < found.item() < -1000
-    torch.testing.assert_close(gradient.sum(dim=2), torch.ones(1, 3000))
+    found, gradient = loss_and_gradient(log_probs, [3000], trigrams)
+    assert found.item() < -1000
+    expected, exact = loss_and_gradient(log_probs.detach().double().requires_grad_(), [3000], trigrams.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), exact, rtol=0, atol=1e-4)
 
 
 def test_under_autocast_it_is_the_same() -> None:
     trigrams = PhoneTrigrams(SENTENCES, num_phones=NUM_PHONES)
-    log_probs, lengths = random_log_probs(4, 4), torch.tensor(FRAME_LENGTHS)
-    expected = log_partition(log_probs, lengths, trigrams)
+    log_probs = random_log_probs(4, 4).requires_grad_()
+    expected = loss_and_gradient(log_probs, FRAME_LENGTHS, trigrams)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(log_partition(log_probs, lengths, trigrams), expected)
+        found = loss_and_gradient(log_probs, FRAME_LENGTHS, trigrams)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_frames_beyond_a_length_are_not_looked_at() -> None:
+    trigrams = PhoneTrigrams(SENTENCES, num_phones=NUM_PHONES)
+    log_probs = random_log_probs(4, 4).requires_grad_()
+    expected = loss_and_gradient(log_probs, FRAME_LENGTHS, trigrams)
+    broken = log_probs.detach().clone()
+    for row, length in enumerate(FRAME_LENGTHS):
+        broken[row, length:] = math.nan
+    assert all(map(torch.equal, loss_and_gradient(broken.requires_grad_(), FRAME_LENGTHS, trigrams), expected))
 
 
 def test_what_frames_may_say_sums_to_one() -> None:

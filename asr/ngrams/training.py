@@ -49,7 +49,8 @@ class NgramTrainingConfig:
         vocab_size: Most words that the model knows, the most frequent ones; others become `<unk>`. None takes all.
         min_count: How often a word must come to be known.
         lexicon: A pronunciation lexicon whose words are known too, where the texts lack them: all are equally likely,
-            with what smoothing leaves for new words. For texts that are few beside the words that may be said.
+            with what smoothing leaves for new words. For texts that are few beside the words that may be said; not
+            together with `vocab_size` or `min_count`.
         cutoffs: For orders 2, 3, …: n-grams that come at most so often are left out; the last serves all higher orders.
         prune: The largest relative increase of perplexity that leaving out one n-gram may cost; 0 prunes nothing.
         discount: One discount for all counts, in (0, 1]; None estimates three for each order.
@@ -79,6 +80,10 @@ class NgramTrainingConfig:
         if self.unit == "tokens" and (self.vocab_size is not None or self.min_count > 1 or self.lexicon):
             raise ValueError(
                 "the tokenizer decides the vocabulary of unit=tokens; leave out vocab_size, min_count and lexicon"
+            )
+        if self.lexicon and (self.vocab_size is not None or self.min_count > 1):
+            raise ValueError(
+                f"lexicon is {self.lexicon}, which adds words, while vocab_size and min_count leave words out; set one"
             )
         rising = [0, *self.cutoffs] == sorted([0, *self.cutoffs])
         if not rising or len(self.cutoffs) >= max(self.order, 2):
@@ -143,7 +148,7 @@ def train(texts: Sequence[Path], config: NgramTrainingConfig) -> TrainedNgrams:
     """
     tokenizer = _tokenizer(config)
     spell = _speller(tokenizer)
-    spoken = sorted(read_lexicon(config.lexicon).pronunciations) if config.lexicon else []
+    spoken = _words_of(config.lexicon) if config.lexicon else []
     raw = read_texts(texts)
     if tokenizer:
         vocabulary = token_vocabulary(tokenizer)
@@ -212,6 +217,11 @@ def check_output(path: Path) -> None:
         raise OSError(error.errno, f"{path.parent} cannot be made: {error.strerror}") from error
     if not os.access(path.parent, os.W_OK):
         raise OSError(f"{path.parent} is not writable; choose another output")
+
+
+def _words_of(lexicon: Path) -> list[str]:
+    """The words of a lexicon, sorted; those that texts spell as two, such as CO-OP, are two there and none here."""
+    return sorted(word for word in read_lexicon(lexicon).pronunciations if " " not in word)
 
 
 def _tokenizer(config: NgramTrainingConfig) -> Tokenizer | None:

@@ -156,8 +156,8 @@ def train_recognizer(
     )
     _log_sizes(train, batches, tokenizer, model)
     trigrams = None
-    if config.loss.phone_mmi_share:
-        trigrams = PhoneTrigrams(dataset.phones or [], num_phones=len(phones)).to(device)
+    if config.loss.phone_mmi_share and dataset.phones:
+        trigrams = PhoneTrigrams(dataset.phones, num_phones=len(phones)).to(device)
     task = RecognitionTask(
         model,
         loss=config.loss,

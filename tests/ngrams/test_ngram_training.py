@@ -81,12 +81,12 @@ def test_limits_of_the_vocabulary_and_of_the_n_grams_are_kept(text):
 
 
 def test_words_of_a_lexicon_share_what_smoothing_leaves_for_new_words(tmp_path, text):
-    (tmp_path / "lexicon.txt").write_text("A ah\nZOO(2) z u\nYAK j ae k\n")
+    (tmp_path / "lexicon.txt").write_text("A ah\nZOO(2) z u\nYAK j ae k\nCO-OP k o o p\n")
     plain, wider = (
         train([text], NgramTrainingConfig(order=2, lexicon=lexicon)).tables
         for lexicon in (None, tmp_path / "lexicon.txt")
     )
-    assert wider.words == [*plain.words, "yak", "zoo"]  # "a" is known from the text
+    assert wider.words == [*plain.words, "yak", "zoo"]  # "a" is known from the text, and "co-op" two words
     narrow, wide = (tables.tables[0].log_probs.double().exp() for tables in (plain, wider))
     assert float(narrow.sum()) == pytest.approx(1) and float(wide.sum()) == pytest.approx(1)
     unknown = wide[0]
@@ -108,6 +108,11 @@ def test_words_of_a_lexicon_share_what_smoothing_leaves_for_new_words(tmp_path, 
         ({"unit": "tokens", "model": Path("x"), "vocab_size": 9}, "leave out vocab_size, min_count"),
         ({"unit": "tokens", "model": Path("x"), "min_count": 2}, "leave out vocab_size, min_count and lexicon"),
         ({"unit": "tokens", "model": Path("x"), "lexicon": Path("y")}, "leave out vocab_size, min_count and lexicon"),
+        (
+            {"lexicon": Path("y"), "vocab_size": 9},
+            "lexicon is y, which adds words, while vocab_size and min_count leave",
+        ),
+        ({"lexicon": Path("y"), "min_count": 2}, "lexicon is y, which adds words, while"),
         ({"cutoffs": [2, 1]}, r"cutoffs are \[2, 1\]; they are for orders 2 to 4, not below 0, and must not fall"),
         ({"cutoffs": [-1]}, r"cutoffs are \[-1\]; they"),
         ({"cutoffs": [0, 0, 0, 1]}, r"cutoffs are \[0, 0, 0, 1\]; they are for orders 2 to 4"),

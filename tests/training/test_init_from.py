@@ -12,9 +12,11 @@ from training_runs import CPU, Notes, assert_equal
 from asr import checkpoint
 from asr.augment import AugmentConfig, SpecAugmentConfig
 from asr.data.manifest import Utterance
+from asr.lattice_free import PhoneTrigrams
 from asr.losses import LossConfig
-from asr.pronunciation import Lexicon, write_lexicon
+from asr.pronunciation import Lexicon, PhoneEncoder, write_lexicon
 from asr.tokenizer import BpeTokenizer, TokenizerConfig
+from asr.training import run
 from asr.training.fine_tuning import refuse_other_shape, shared_tokenizer
 from asr.training.optim import OptimConfig
 from asr.training.run import TrainingConfig, train_recognizer
@@ -158,15 +160,23 @@ def test_a_model_learns_phones_besides_tokens(tmp_path, utterances):
         start_run(folder, make_config(None, max_steps=3), utterances)
 
 
-def test_a_share_of_the_phones_loss_is_mmi(tmp_path, utterances):
+def test_a_share_of_the_phones_loss_is_mmi_against_the_training_texts(tmp_path, utterances, monkeypatch):
+    tables = []
+    monkeypatch.setattr(
+        run, "PhoneTrigrams", lambda *args, **kw: tables.append(PhoneTrigrams(*args, **kw)) or tables[-1]
+    )
     config = spoken_config(tmp_path, None, max_steps=2)
     without = train(tmp_path / "without", config, utterances)
+    assert not tables
     config.loss.phone_mmi_share = 0.5
     model, notes = start_run(tmp_path / "run", config, utterances)
-    assert distance(without, checkpoint.load_weights(model)) > 0
-    (first, *_) = (values for values in notes.points.values() if "train/phone_mmi" in values)
-    # Minus the logarithm of a probability; random weights know next to nothing.
-    assert first["train/phone_mmi"] > 0 and first["train/phone_ctc"] > 0
+    weights = checkpoint.load_weights(model)
+    assert weights.keys() == without.keys()  # the trigrams are not among them
+    assert distance(without, weights) > 0
+    assert any("train/phone_mmi" in values for values in notes.points.values())
+    phones = PhoneEncoder(SPOKEN, SPOKEN.phones(utterance.text for utterance in utterances))
+    expected = PhoneTrigrams([phones.encode(utterance.text) for utterance in utterances], num_phones=3)
+    assert torch.equal(tables[0].probabilities, expected.probabilities)
 
 
 def test_a_model_that_knows_no_phones_learns_them_and_keeps_the_rest(tmp_path, utterances):
