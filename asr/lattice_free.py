@@ -128,10 +128,10 @@ def _go_forward(log_probs: Tensor, probabilities: Tensor) -> tuple[Tensor, Tenso
     frame. And what they were divided by for that, (B, T')."""
     batch, num_frames, size = log_probs.shape
     others, again = _transitions(probabilities)
-    emitted = log_probs.exp().permute(1, 2, 0)[..., None]  # (T', H, B, 1)
+    blanks, phones = _emitted(log_probs)
     forward = log_probs.new_zeros(num_frames + 1, 2, size, batch, size)
     forward[0, 0, 0, :, 0] = 1.0  # before the first frame, nothing has been said
-    scales = log_probs.new_ones(batch, num_frames)
+    scales = log_probs.new_ones(num_frames, batch, 1)
     for frame in range(num_frames):
         blank, phone = forward[frame].unbind()
         either = blank + phone
@@ -139,39 +139,43 @@ def _go_forward(log_probs: Tensor, probabilities: Tensor) -> tuple[Tensor, Tenso
         # The same phone again needs a blank in between.
         entered.diagonal(dim1=0, dim2=2).add_((blank * again).sum(dim=2).T)
         here = forward[frame + 1]
-        torch.mul(either, emitted[frame, BLANK_ID], out=here[0])
-        torch.mul(entered.permute(2, 1, 0).add_(phone), emitted[frame], out=here[1])
-        here[1, 0] = 0.0
-        scales[:, frame] = scale = here.sum(dim=(0, 1, 3))
-        here /= scale[:, None]
-    return forward, scales
+        torch.mul(either, blanks[frame], out=here[0])
+        torch.mul(entered.permute(2, 1, 0).add_(phone), phones[frame], out=here[1])
+        torch.sum(here, dim=(0, 1, 3), out=scales[frame, :, 0])
+        here /= scales[frame]
+    return forward, scales[..., 0].T
 
 
 def _go_backward(log_probs: Tensor, forward: Tensor, frame_lengths: Tensor, probabilities: Tensor) -> Tensor:
     """The share of blank and of each phone in every frame, (B, T', H)."""
-    batch, num_frames, _ = log_probs.shape
+    batch, num_frames, size = log_probs.shape
     others, again = _transitions(probabilities)
     backwards = others.transpose(1, 2).contiguous()
-    emitted = log_probs.exp().permute(1, 2, 0)[..., None]  # (T', H, B, 1)
-    ends = probabilities[:, :, 0].T[:, None].expand(-1, batch, -1)
-    blank, phone = ends, ends  # what comes behind a frame, (last, B, before)
-    shares = torch.empty_like(log_probs)
+    blanks, phones = _emitted(log_probs)
+    is_last = ~valid_mask(frame_lengths - 1, num_frames).T[..., None]  # (T', B, 1), the last frame and those behind it
+    ends = probabilities[:, :, 0].T[:, None].expand(2, -1, batch, -1)
+    behind = ends.clone()  # what comes behind a frame, (2, last, B, before)
+    shares = log_probs.new_empty(num_frames, 2, size, batch)
     for frame in reversed(range(num_frames)):
-        is_last = (frame_lengths <= frame + 1)[:, None]
-        blank, phone = torch.where(is_last, ends, blank), torch.where(is_last, ends, phone)
-        in_blank, in_phone = forward[frame + 1].unbind()
-        share = (in_phone * phone).sum(dim=2).T  # (B, H)
-        share[:, BLANK_ID] = (in_blank * blank).sum(dim=(0, 2))
-        # In every frame the shares sum to one: dividing by their sum keeps more digits than by the likelihood.
-        shares[:, frame] = share / share.sum(dim=1, keepdim=True)
-        from_blank, from_phone = blank * emitted[frame, BLANK_ID], phone * emitted[frame]
-        from_phone[0] = 0.0
+        behind = torch.where(is_last[frame], ends, behind)
+        torch.sum(forward[frame + 1] * behind, dim=3, out=shares[frame])
+        from_blank, from_phone = behind[0] * blanks[frame], behind[1] * phones[frame]
         back = torch.bmm(from_phone.permute(2, 1, 0), backwards).add_(from_blank)
-        blank = back + from_phone.diagonal(dim1=0, dim2=2).T[..., None] * again
-        phone = back.add_(from_phone)
-        scale = blank.amax(dim=(0, 2))[:, None]
-        blank, phone = blank / scale, phone / scale
-    return shares
+        torch.addcmul(back, from_phone.diagonal(dim1=0, dim2=2).T[..., None], again, out=behind[0])
+        torch.add(back, from_phone, out=behind[1])
+        behind /= behind[0].amax(dim=(0, 2))[:, None]
+    together = shares[:, 1]  # a phone's; nothing is said in blank frames
+    together[:, BLANK_ID] = shares[:, 0].sum(dim=1)
+    # In every frame the shares sum to one: dividing by their sum keeps more digits than by the likelihood.
+    return (together / together.sum(dim=1, keepdim=True)).permute(2, 0, 1)
+
+
+def _emitted(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities of blank, (T', B, 1), and of the phones, (T', H, B, 1), where symbol 0 has none."""
+    phones = log_probs.exp().permute(1, 2, 0)[..., None].contiguous()
+    blanks = phones[:, BLANK_ID].clone()
+    phones[:, BLANK_ID] = 0.0
+    return blanks, phones
 
 
 def _transitions(probabilities: Tensor) -> tuple[Tensor, Tensor]:
