@@ -136,16 +136,7 @@ def train_recognizer(
         fastest=max(config.augment.speeds),
         phone_encoder=phone_encoder,
     )
-    dataset = UtteranceDataset(
-        train,
-        tokenizer=tokenizer,
-        sample_rate=rate,
-        augment=config.augment,
-        seed=config.seed,
-        cache=preload(train, sample_rate=rate, max_gb=config.loader.cache_gb / team.local_size, progress=team.leads),
-        padding_step_s=config.loader.padding_step_s,
-        phone_encoder=phone_encoder,
-    )
+    dataset = _make_dataset(config, train, tokenizer, phone_encoder, team=team)
     batches = UtteranceBatches(
         dataset,
         config.loader,
@@ -155,15 +146,7 @@ def train_recognizer(
         team=team,
     )
     _log_sizes(train, batches, tokenizer, model)
-    trigrams = None
-    if config.loss.phone_mmi_share and dataset.phones:
-        trigrams = PhoneTrigrams(dataset.phones, num_phones=len(phones)).to(device)
-    task = RecognitionTask(
-        model,
-        loss=config.loss,
-        spec_augment=SpecAugment(config.augment.spec, frame_s=config.features.frame_s),
-        trigrams=trigrams,
-    )
+    task = _make_task(config, model, dataset, num_phones=len(phones), device=device)
     validation = WordErrorValidation(
         task=task,
         tokenizer=tokenizer,
@@ -201,6 +184,43 @@ def _find_phones(config: TrainingConfig, train: list[Utterance]) -> tuple[list[s
     lexicon = read_lexicon(config.lexicon)
     phones = known or lexicon.phones(utterance.text for utterance in train)
     return phones, PhoneEncoder(lexicon, phones)
+
+
+def _make_dataset(
+    config: TrainingConfig,
+    train: list[Utterance],
+    tokenizer: Tokenizer,
+    phone_encoder: PhoneEncoder | None,
+    *,
+    team: Team,
+) -> UtteranceDataset:
+    """The training utterances, their audio in memory as far as it may be."""
+    rate = config.features.sample_rate
+    return UtteranceDataset(
+        train,
+        tokenizer=tokenizer,
+        sample_rate=rate,
+        augment=config.augment,
+        seed=config.seed,
+        cache=preload(train, sample_rate=rate, max_gb=config.loader.cache_gb / team.local_size, progress=team.leads),
+        padding_step_s=config.loader.padding_step_s,
+        phone_encoder=phone_encoder,
+    )
+
+
+def _make_task(
+    config: TrainingConfig, model: Recognizer, dataset: UtteranceDataset, *, num_phones: int, device: torch.device
+) -> RecognitionTask:
+    """The model with its losses; what MMI weighs phones by is of the training texts."""
+    trigrams = None
+    if config.loss.phone_mmi_share and dataset.phones:
+        trigrams = PhoneTrigrams(dataset.phones, num_phones=num_phones).to(device)
+    return RecognitionTask(
+        model,
+        loss=config.loss,
+        spec_augment=SpecAugment(config.augment.spec, frame_s=config.features.frame_s),
+        trigrams=trigrams,
+    )
 
 
 def _log_sizes(train: list[Utterance], batches: UtteranceBatches, tokenizer: Tokenizer, model: Recognizer) -> None:
