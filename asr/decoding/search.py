@@ -324,7 +324,11 @@ class Search:
             length_bonus=config.length_bonus / weight,
             num_best=max(config.num_best, _RANKED_ANEW),
         )
-        log_probs, lengths = self.model.phone_log_probs(encoding.frames), encoding.lengths
+        log_probs = self.model.phone_log_probs(encoding.frames)
+        # Normalised as an utterance, silence is loud, and the bonus a phone would make words of it. Where no frame has a
+        # letter, nobody speaks.
+        silent = [not each.tokens for each in greedy_search(encoding.log_probs, encoding.lengths)]
+        lengths = encoding.lengths.masked_fill(torch.tensor(silent, device=encoding.lengths.device), 0)
         heard = lexicon_search(log_probs, lengths, lexicon, settings, max_tokens=lengths.tolist())
         found = add_ctc(heard, encoding.log_probs, encoding.lengths)
         weights = {"phones": weight, "ngram": config.lm.ngram_weight}

@@ -163,6 +163,21 @@ def test_phones_with_the_whole_weight_leave_the_others_out() -> None:
             assert each.score == pytest.approx(expected)
 
 
+def test_where_no_frame_has_a_letter_no_words_are_found() -> None:
+    search, encoding = make_search(LEXICON), make_encoding(WAVEFORMS)
+    before = search(encoding)
+    assert all(each.best.tokens for each in before)
+    with torch.inference_mode():
+        encoding.log_probs[1] = torch.tensor([0.0, *[-20.0] * (encoding.log_probs.shape[2] - 1)])
+    heard, silent, *others = search(encoding)
+    assert [each.tokens for each in silent.hypotheses] == [()]
+    assert math.isfinite(silent.best.score)
+    assert [each.best.tokens for each in (heard, *others)] == [
+        before[0].best.tokens,
+        *(each.best.tokens for each in before[2:]),
+    ]
+
+
 def test_words_with_more_tokens_than_there_are_frames_are_not_found() -> None:
     """A single frame: a word of one phone has too many letters, and nothing else is heard."""
     search = make_search(LEXICON)
