@@ -325,8 +325,8 @@ class Search:
             num_best=max(config.num_best, _RANKED_ANEW),
         )
         log_probs = self.model.phone_log_probs(encoding.frames)
-        # Normalised as an utterance, silence is loud, and the bonus a phone would make words of it. Where no frame has a
-        # letter, nobody speaks.
+        # Normalised as an utterance, silence is loud, and the bonus a phone would make words of it. Where no frame has
+        # a letter, nobody speaks.
         silent = [not each.tokens for each in greedy_search(encoding.log_probs, encoding.lengths)]
         lengths = encoding.lengths.masked_fill(torch.tensor(silent, device=encoding.lengths.device), 0)
         heard = lexicon_search(log_probs, lengths, lexicon, settings, max_tokens=lengths.tolist())
