@@ -12,6 +12,8 @@ The sum goes over all sequences at once, with trigrams of phones as the language
 # B utterances, T' encoder frames, P phones, H = P + 1 symbols: 0 is the start or the end of a sentence
 
 from collections.abc import Iterable, Sequence
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -85,8 +87,22 @@ def log_partition(log_probs: Tensor, frame_lengths: Tensor, trigrams: PhoneTrigr
     Returns:
         (B,) in nats.
     """
-    result: Tensor = _LogPartition.apply(log_probs, frame_lengths, trigrams.probabilities)
+    sums: type[torch.autograd.Function] = _LogPartition
+    kernels = _gpu_kernels() if log_probs.is_cuda and log_probs.dtype == torch.float32 else None
+    if kernels is not None and len(trigrams.probabilities) <= kernels.MOST_SYMBOLS:
+        sums = kernels.LogPartition
+    result: Tensor = sums.apply(log_probs, frame_lengths, trigrams.probabilities)
     return result
+
+
+@cache
+def _gpu_kernels() -> ModuleType | None:
+    """The kernels for a GPU; None where PyTorch comes without Triton."""
+    try:
+        from asr import lattice_free_kernels
+    except ImportError:
+        return None
+    return lattice_free_kernels
 
 
 class _LogPartition(torch.autograd.Function):

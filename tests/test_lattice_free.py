@@ -154,16 +154,3 @@ def test_what_frames_may_say_sums_to_one() -> None:
     losses = ctc_loss(repeated, frames, phones, lengths) - trigrams.log_prob(phones, lengths)
     posteriors = (-losses - log_partition(repeated, frames, trigrams)).exp()
     assert float(posteriors.sum()) == pytest.approx(1, rel=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_what_a_processor_gives() -> None:
-    trigrams = PhoneTrigrams(SENTENCES, num_phones=NUM_PHONES)
-    log_probs, lengths = random_log_probs(3, 40).requires_grad_(), torch.tensor([40, 17, 3])
-    expected = log_partition(log_probs, lengths, trigrams)
-    (gradient,) = torch.autograd.grad(expected.sum(), log_probs)
-    on_gpu = log_partition(log_probs.cuda(), lengths.cuda(), trigrams.cuda())
-    torch.testing.assert_close(on_gpu.cpu(), expected, rtol=1e-4, atol=1e-4)
-    (found,) = torch.autograd.grad(on_gpu.sum(), log_probs)
-    torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5)

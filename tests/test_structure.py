@@ -27,6 +27,7 @@ FLOORS: dict[str, int] = {
     "decoding": 2,
     "ctc_kernels": 2,
     "lattice_free": 2,
+    "lattice_free_kernels": 2,
     "losses": 2,
     "evaluate": 2,
     "augment": 2,
