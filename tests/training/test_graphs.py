@@ -170,7 +170,7 @@ def test_no_more_shapes_are_recorded_than_there_is_room_for(utterances, monkeypa
 
 def run_of_six_steps(folder: Path, utterances: list[Utterance], *, record: bool, device: torch.device) -> Notes:
     """Two batches of unlike shapes for each step."""
-    task, notes = make_task(MASKED, dropout=0.0), Notes()
+    task, notes = make_task(MASKED, dropout=0.0).to(device), Notes()
     batches = FixedBatches(batches_of(utterances, FEW, MANY, OTHERS))
     # On a GPU sums differ in their last digits, and where a gradient is almost zero, Adam makes full steps of them.
     optim = OptimConfig(lr=0.01 if device.type == "cpu" else 1e-9, warmup_steps=2)
