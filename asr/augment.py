@@ -70,6 +70,9 @@ class AugmentConfig:
         snr_db_max: highest signal-to-noise ratio in decibels.
         reverb_dir: folder of recorded room impulse responses, searched at any depth.
         reverb_probability: fraction of utterances that are put into a room.
+        pause_probability: fraction of utterances that get a pause before or behind them, filled with faint noise: a
+            recogniser that never heard one takes it for speech.
+        pause_max_s: longest pause in seconds; its length is drawn evenly.
         spec: SpecAugment.
 
     Raises:
@@ -83,6 +86,8 @@ class AugmentConfig:
     snr_db_max: float = 30.0
     reverb_dir: Path | None = None
     reverb_probability: float = 0.0
+    pause_probability: float = 0.0
+    pause_max_s: float = 5.0
     spec: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
 
     def __post_init__(self) -> None:
@@ -93,6 +98,9 @@ class AugmentConfig:
             _check_fraction(f"{kind}_probability", probability)
             if probability > 0 and getattr(self, f"{kind}_dir") is None:
                 raise ValueError(f"augment.{kind}_probability is {probability}, but {kind}_dir names no folder; set it")
+        _check_fraction("pause_probability", self.pause_probability)
+        if not 0 < self.pause_max_s < math.inf:
+            raise ValueError(f"augment.pause_max_s is {self.pause_max_s}; it must be above 0")
         if not self.snr_db_min <= self.snr_db_max:
             raise ValueError(
                 f"augment.snr_db_min is {self.snr_db_min}, but must be at most snr_db_max ({self.snr_db_max})"
@@ -195,7 +203,7 @@ def speed(waveform: Tensor, factor: float) -> Tensor:
 
 
 class WaveAugment:
-    """Reverberation and noise for one waveform at a time, from folders of recordings.
+    """Pauses, reverberation and noise for one waveform at a time; rooms and noise from folders of recordings.
 
     The folders are listed at once; a recording is read, resampled and kept when it is first drawn.
 
@@ -216,17 +224,18 @@ class WaveAugment:
         self._cache: dict[Path, Tensor] = {}
         self._cached_bytes = 0
 
-    def __call__(self, waveform: Tensor, *, generator: torch.Generator) -> Tensor:
+    def __call__(self, waveform: Tensor, *, pause_s: float = 0.0, generator: torch.Generator) -> Tensor:
         """Put an utterance into a drawn room and add drawn noise, each with its probability.
 
         The same number of draws is made whatever happens, so that switching one of the two leaves the other unchanged.
 
         Args:
             waveform: (S,) float32 on the CPU, at `sample_rate`.
+            pause_s: seconds of a pause that is put before or behind the utterance first.
             generator: on the CPU.
 
         Returns:
-            (S,) float32, in time with the input. It may leave [-1, 1].
+            (S + pause,) float32, in time with the input but for the pause. It may leave [-1, 1].
 
         Raises:
             ValueError: a shape other than (S,).
@@ -235,6 +244,8 @@ class WaveAugment:
         if waveform.ndim != 1:
             raise ValueError(f"a waveform of shape (S,) is expected, got {tuple(waveform.shape)}")
         draws = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+        if pause_s > 0:
+            waveform = add_pause(waveform, round(pause_s * self.sample_rate), generator=generator)
         if draws[0] < self.config.reverb_probability:
             path = self._rooms[int(draws[1] * len(self._rooms))]
             response = self._read(path)
@@ -257,6 +268,34 @@ class WaveAugment:
             self._cache[path] = waveform
             self._cached_bytes += num_bytes
         return waveform
+
+
+# How much fainter than speech the noise of a pause is, in decibels: from a noisy street to a quiet studio.
+_PAUSE_DB = (10.0, 80.0)
+
+
+def add_pause(waveform: Tensor, num_samples: int, *, generator: torch.Generator) -> Tensor:
+    """Put a stretch of noise before or behind an utterance, as likely the one as the other.
+
+    Its spectrum falls as f^-a in power, with `a` drawn evenly from 0 (white noise) to 2 (brown); its level, from 10 to
+    80 dB below that of the utterance.
+
+    Args:
+        waveform: (S,).
+        num_samples: of the pause.
+        generator: on the CPU.
+
+    Returns:
+        (S + num_samples,).
+    """
+    behind, colour, level = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    size = _fast_size(max(2, num_samples))
+    white = torch.fft.rfft(torch.randn(size, generator=generator))
+    frequencies = torch.arange(len(white)).clamp_min(1)
+    noise = torch.fft.irfft(white * frequencies ** (-colour), size)[:num_samples]
+    loudness = waveform.square().mean() / noise.square().mean().clamp_min(_SILENCE_POWER)
+    noise = noise * loudness.sqrt() * 10 ** (-(_PAUSE_DB[0] + level * (_PAUSE_DB[1] - _PAUSE_DB[0])) / 20)
+    return torch.cat([waveform, noise] if behind < 0.5 else [noise, waveform])
 
 
 def reverberate(waveform: Tensor, response: Tensor) -> Tensor:

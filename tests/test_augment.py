@@ -13,6 +13,7 @@ from asr.augment import (
     SpecAugmentConfig,
     WaveAugment,
     add_noise,
+    add_pause,
     reverberate,
     speed,
 )
@@ -202,6 +203,44 @@ def test_a_room_longer_than_the_utterance(num_samples):
     assert reverberate(noise_of(num_samples), noise_of(400, 1)).shape == (num_samples,)
 
 
+def test_a_pause_is_noise_fainter_than_the_utterance():
+    waveform = torch.randn(RATE, generator=seeded(0))
+    levels, slopes = [], []
+    for seed in range(300):
+        found = add_pause(waveform, 4000, generator=seeded(seed))
+        behind = torch.equal(found[:RATE], waveform)
+        assert behind or torch.equal(found[4000:], waveform)
+        pause = found[RATE:] if behind else found[:4000]
+        levels.append(10 * math.log10(float(waveform.square().mean() / pause.square().mean())))
+        power = torch.fft.rfft(pause).abs().square()
+        slopes.append(math.log2(float(power[100:200].mean() / power[200:400].mean())))  # an octave
+    assert 10 - 1e-3 < min(levels) < 14
+    assert 76 < max(levels) < 80 + 1e-3
+    assert min(slopes) < 0.3
+    assert max(slopes) > 1.5
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 5, 1000])
+def test_pauses_of_any_length_beside_any_utterance_are_finite(num_samples):
+    for waveform in (torch.zeros(100), torch.ones(1)):
+        found = add_pause(waveform, num_samples, generator=seeded(1))
+        assert len(found) == len(waveform) + num_samples
+        assert found.isfinite().all()
+
+
+def test_a_pause_comes_before_the_room(folders):
+    """A room rings on in the pause."""
+    dry = torch.cat([torch.zeros(RATE - 1), torch.ones(1)])
+    augment = wave_augment(folders, reverb_probability=1.0)
+    seed = next(
+        n
+        for n in range(20)
+        if float(WaveAugment(AugmentConfig(), sample_rate=RATE)(dry, pause_s=0.5, generator=seeded(n))[RATE - 1]) == 1.0
+    )
+    found = augment(dry, pause_s=0.5, generator=seeded(seed))
+    assert float(found[RATE:].abs().max()) > 0.05 * float(found.abs().max())
+
+
 def test_wave_augment_is_fixed_by_the_seed_and_keeps_the_length(folders):
     augment = wave_augment(folders, noise_probability=1.0, reverb_probability=1.0)
     waveform = noise_of(12345, 5)
@@ -249,6 +288,9 @@ def test_noise_does_not_depend_on_whether_rooms_are_on(folders):
         ({"noise_probability": 1.5, "noise_dir": Path()}, "augment.noise_probability is 1.5, but must lie between 0"),
         ({"noise_probability": 0.5}, "augment.noise_probability is 0.5, but noise_dir names no folder"),
         ({"reverb_probability": 0.5}, "augment.reverb_probability is 0.5, but reverb_dir names no folder"),
+        ({"pause_probability": -0.1}, "augment.pause_probability is -0.1, but must lie between 0 and 1"),
+        ({"pause_max_s": 0.0}, "augment.pause_max_s is 0.0; it must be above 0"),
+        ({"pause_max_s": math.inf}, "augment.pause_max_s is inf; it must be above 0"),
         ({"snr_db_min": 20.0, "snr_db_max": 10.0}, r"augment.snr_db_min is 20.0, but must be at most snr_db_max \(10"),
     ],
 )

@@ -18,10 +18,12 @@ _JITTER = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One utterance of a batch: its index, and the speed at which it is played (1 as recorded)."""
+    """One utterance of a batch: its index, the speed at which it is played (1 as recorded), and the seconds of a pause
+    before or behind it."""
 
     index: int
     speed: float
+    pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,25 @@ def padded_length(longest: float, *, step: float) -> float:
     return math.ceil(longest / step - 1e-6) * step if step else longest
 
 
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """Which utterances get a pause, and how long it is, drawn evenly up to the longest.
+
+    Attributes:
+        share: Of the utterances, in [0, 1].
+        longest_s: Seconds.
+    """
+
+    share: float = 0.0
+    longest_s: float = 0.0
+
+    def draw(self, count: int, *, seed: int, epoch: int) -> np.ndarray:
+        """Seconds of the pause of each utterance in an epoch, (count,); mostly 0."""
+        # By itself: with and without pauses, all else that an epoch draws is the same.
+        drawn = np.random.default_rng((seed, epoch, 1)).random((2, count))
+        return np.where(drawn[0] < self.share, drawn[1] * self.longest_s, 0.0)
+
+
 class BucketSampler:
     """Yields batches without end, epoch after epoch, from any starting point.
 
@@ -77,6 +98,7 @@ class BucketSampler:
         max_batch_s: Most seconds of a batch, padding included.
         max_batch_size: Most utterances of a batch.
         speeds: Speeds to draw from, evenly; `[1.0]` changes nothing.
+        pauses: Draws how long the pause of each utterance is; None for no pauses.
         seed: Any integer from 0.
         start: Epoch and position of the first batch.
         shard: Which of the shards to yield, from 0.
@@ -94,6 +116,7 @@ class BucketSampler:
         max_batch_s: float,
         max_batch_size: int,
         speeds: Sequence[float],
+        pauses: Pauses | None = None,
         seed: int,
         start: tuple[int, int] = (0, 0),
         shard: int = 0,
@@ -102,11 +125,13 @@ class BucketSampler:
     ) -> None:
         if not durations_s:
             raise ValueError("there are no utterances to make batches of")
-        longest = max(durations_s) / min(speeds)
+        self.pauses = pauses or Pauses()
+        longest = max(durations_s) / min(speeds) + self.pauses.longest_s
         if padded_length(longest, step=padding_step_s) > max_batch_s:
+            pause = " with the longest pause" if self.pauses.longest_s else ""
             raise ValueError(
-                f"the longest utterance lasts {longest:.1f} s at the slowest speed, more than loader.max_batch_s "
-                f"{max_batch_s:g}; raise it, or lower loader.max_duration_s"
+                f"the longest utterance lasts {longest:.1f} s at the slowest speed{pause}, more than "
+                f"loader.max_batch_s {max_batch_s:g}; raise it, or lower loader.max_duration_s"
             )
         self.durations_s = np.asarray(durations_s, dtype=np.float64)
         self.max_batch_s = max_batch_s
@@ -131,7 +156,8 @@ class BucketSampler:
         """
         random = np.random.default_rng((self.seed, number))
         speeds = random.choice(self.speeds, size=len(self.durations_s))
-        lengths = self.durations_s / speeds
+        pauses = self.pauses.draw(len(speeds), seed=self.seed, epoch=number)
+        lengths = self.durations_s / speeds + pauses
         draws = random.uniform(-1, 1, len(lengths))
         if self.padding_step_s:  # any order of those that are padded alike costs nothing
             padded = np.array([padded_length(length, step=self.padding_step_s) for length in lengths.tolist()])
@@ -140,13 +166,21 @@ class BucketSampler:
             order = np.argsort(lengths * (1 + _JITTER * draws), kind="stable")
         batches = own_shard(self._cut(order, lengths), shard=self.shard, num_shards=self.num_shards)
         return [
-            BatchPlan(number, position, [Draw(int(i), float(speeds[i])) for i in batches[which]], self.shard)
+            BatchPlan(
+                number, position, [Draw(i, float(speeds[i]), float(pauses[i])) for i in batches[which]], self.shard
+            )
             for position, which in enumerate(random.permutation(len(batches)))
         ]
 
     def largest(self) -> BatchPlan:
-        """A batch of the most seconds, padding included, that any epoch can have: memory grows with them."""
-        lengths = self.durations_s[:, None] / self.speeds  # (utterances, speeds)
+        """A batch of the most seconds, padding included, that any epoch can have: memory grows with them.
+
+        With pauses, which may have any length, a batch can be a few hundredths larger: here utterances have the
+        longest one or none.
+        """
+        with_pause = np.repeat([0.0, self.pauses.longest_s], len(self.speeds))
+        speeds = np.tile(self.speeds, 2)
+        lengths = self.durations_s[:, None] / speeds + with_pause  # (utterances, 2 speeds)
         # Any utterance at any speed can be the longest of a batch; with it come at most those that can be shorter.
         longest = np.unique(lengths)[::-1]
         padded = np.array([padded_length(each, step=self.padding_step_s) for each in longest])
@@ -155,14 +189,16 @@ class BucketSampler:
         best = int(np.argmax(padded * sizes))
         allowed = np.where(lengths <= longest[best], lengths, 0.0)
         order = np.argsort(-allowed.max(axis=1), kind="stable")[: sizes[best]]
-        slowest = self.speeds[allowed.argmax(axis=1)]
-        return BatchPlan(0, 0, [Draw(int(index), float(slowest[index])) for index in order])
+        chosen = allowed.argmax(axis=1)
+        return BatchPlan(
+            0, 0, [Draw(i, float(speeds[chosen[i]]), float(with_pause[chosen[i]])) for i in order.tolist()]
+        )
 
     def padding_share(self, number: int) -> float:
         """Share of the seconds of the shard's epoch that is padding, in [0, 1)."""
         used = padded = 0.0
         for plan in self.epoch(number):
-            lengths = [self.durations_s[draw.index] / draw.speed for draw in plan.draws]
+            lengths = [self.durations_s[draw.index] / draw.speed + draw.pause_s for draw in plan.draws]
             used += sum(lengths)
             padded += padded_length(max(lengths), step=self.padding_step_s) * len(lengths)
         return 1 - used / padded

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from asr import audio
 from asr.augment import AugmentConfig, WaveAugment, speed
-from asr.data.batching import BatchPlan, BucketSampler
+from asr.data.batching import BatchPlan, BucketSampler, Draw
 from asr.data.manifest import Utterance
 from asr.losses import min_ctc_frames
 from asr.pronunciation import PhoneEncoder
@@ -171,7 +171,7 @@ class UtteranceDataset(Dataset[Batch]):
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         with _one_thread():
-            waveforms = [self._waveform(draw.index, draw.speed, plan.epoch) for draw in plan.draws]
+            waveforms = [self._waveform(draw, plan.epoch) for draw in plan.draws]
         tokens, token_lengths = self._padded([self.tokens[draw.index] for draw in plan.draws])
         phones, phone_lengths = None, None
         if self.phones is not None:
@@ -198,16 +198,16 @@ class UtteranceDataset(Dataset[Batch]):
         padded = torch.nn.functional.pad(padded, (0, max(0, at_least - padded.shape[1])))
         return _padded_to(padded, self.token_step, beside=1), torch.tensor([len(row) for row in rows])
 
-    def _waveform(self, index: int, factor: float, epoch: int) -> Tensor:
+    def _waveform(self, draw: Draw, epoch: int) -> Tensor:
         if self.cache is None:
-            waveform = load_utterance(self.utterances[index], sample_rate=self.sample_rate)
+            waveform = load_utterance(self.utterances[draw.index], sample_rate=self.sample_rate)
         else:
-            waveform = self.cache[index].float() / _INT16_SCALE
-        if factor != 1.0:
-            waveform = speed(waveform, factor)
+            waveform = self.cache[draw.index].float() / _INT16_SCALE
+        if draw.speed != 1.0:
+            waveform = speed(waveform, draw.speed)
         if self.augment is not None:
-            generator = torch.Generator().manual_seed(stable_seed(self.seed, "utterance", epoch, index))
-            waveform = self.augment(waveform, generator=generator)
+            generator = torch.Generator().manual_seed(stable_seed(self.seed, "utterance", epoch, draw.index))
+            waveform = self.augment(waveform, pause_s=draw.pause_s, generator=generator)
         return waveform
 
 

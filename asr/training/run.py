@@ -9,6 +9,7 @@ import torch
 
 from asr import checkpoint
 from asr.augment import AugmentConfig, SpecAugment
+from asr.data.batching import Pauses
 from asr.data.dataset import LoaderConfig, UtteranceDataset, preload, usable_utterances
 from asr.data.manifest import Utterance
 from asr.features import FeatureConfig
@@ -141,6 +142,7 @@ def train_recognizer(
         dataset,
         config.loader,
         speeds=config.augment.speeds,
+        pauses=_pauses(config.augment),
         seed=config.seed,
         pin_memory=device.type == "cuda",
         team=team,
@@ -169,6 +171,12 @@ def train_recognizer(
         team=team,
     )
     return trainer.run()
+
+
+def _pauses(augment: AugmentConfig) -> Pauses | None:
+    if not augment.pause_probability:
+        return None
+    return Pauses(share=augment.pause_probability, longest_s=augment.pause_max_s)
 
 
 def _find_phones(config: TrainingConfig, train: list[Utterance]) -> tuple[list[str], PhoneEncoder | None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from asr import evaluate
 from asr.augment import SpecAugment
 from asr.checkpoint import ModelConfig, load_tokenizer_and_config
-from asr.data.batching import BatchPlan, BucketSampler
+from asr.data.batching import BatchPlan, BucketSampler, Pauses
 from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utterance, make_loader
 from asr.data.manifest import Utterance
 from asr.decoding.search import DecodingConfig, Search
@@ -111,6 +111,7 @@ class UtteranceBatches:
         dataset: Makes the batches.
         config: Their size.
         speeds: Speeds to draw from.
+        pauses: Draws how long pauses are; None for none.
         seed: Decides their order.
         pin_memory: Whether to put them into page-locked memory, for a GPU.
         team: The processes that train together; each has a shard of every epoch.
@@ -122,11 +123,13 @@ class UtteranceBatches:
         config: LoaderConfig,
         *,
         speeds: Sequence[float],
+        pauses: Pauses | None = None,
         seed: int,
         pin_memory: bool,
         team: Team | None = None,
     ) -> None:
-        self.dataset, self.config, self.speeds, self.seed, self.pin_memory = dataset, config, speeds, seed, pin_memory
+        self.dataset, self.config, self.speeds, self.pauses = dataset, config, speeds, pauses
+        self.seed, self.pin_memory = seed, pin_memory
         self.team = team or Team()
 
     def sampler(self, epoch: int = 0, position: int = 0) -> BucketSampler:
@@ -136,6 +139,7 @@ class UtteranceBatches:
             max_batch_s=self.config.max_batch_s,
             max_batch_size=self.config.max_batch_size,
             speeds=self.speeds,
+            pauses=self.pauses,
             seed=self.seed,
             start=(epoch, position),
             shard=self.team.rank,

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from asr.data.batching import BatchPlan, BucketSampler, own_shard, padded_length
+from asr.data.batching import BatchPlan, BucketSampler, Pauses, own_shard, padded_length
 from asr.data.sentence_batches import SentenceBatches
 from asr.data.sentences import Sentences
 
@@ -26,7 +26,7 @@ def make_sampler(durations_s: list[float], **changes) -> BucketSampler:
 
 
 def padded_s(sampler: BucketSampler, plan: BatchPlan) -> float:
-    return len(plan.draws) * max(sampler.durations_s[draw.index] / draw.speed for draw in plan.draws)
+    return len(plan.draws) * max(sampler.durations_s[draw.index] / draw.speed + draw.pause_s for draw in plan.draws)
 
 
 @pytest.mark.parametrize("number", [0, 1, 7])
@@ -126,6 +126,41 @@ def test_no_planned_batch_is_larger_than_the_largest(speeds, max_batch_s, max_ba
     largest = padded_s(sampler, sampler.largest())
     assert max(padded_s(sampler, plan) for number in range(20) for plan in sampler.epoch(number)) <= largest
     assert largest <= max_batch_s
+
+
+def test_pauses_come_to_their_share_of_utterances_and_change_no_speed():
+    with_pauses, without = (
+        make_sampler(realistic(), pauses=Pauses(share=0.25, longest_s=4.0)),
+        make_sampler(realistic()),
+    )
+    for number in (0, 1):
+        drawn = {draw.index: draw for plan in with_pauses.epoch(number) for draw in plan.draws}
+        plain = {draw.index: draw for plan in without.epoch(number) for draw in plan.draws}
+        assert {index: draw.speed for index, draw in drawn.items()} == {i: draw.speed for i, draw in plain.items()}
+        pauses = [draw.pause_s for draw in drawn.values() if draw.pause_s]
+        assert 420 < len(pauses) < 580
+        assert 0 < min(pauses) < 0.2
+        assert 3.8 < max(pauses) <= 4
+        assert not any(draw.pause_s for draw in plain.values())
+    first, second = ({d.index: d.pause_s for p in with_pauses.epoch(n) for d in p.draws} for n in (0, 1))
+    assert first != second
+
+
+@pytest.mark.parametrize("max_batch_s", [24.0, 120.0])
+@pytest.mark.parametrize("padding_step_s", [0.0, 0.5])
+def test_batches_with_pauses_are_within_their_limits_and_about_as_large_as_the_largest(max_batch_s, padding_step_s):
+    pauses = Pauses(share=0.5, longest_s=5.0)
+    sampler = make_sampler(realistic(300), pauses=pauses, max_batch_s=max_batch_s, padding_step_s=padding_step_s)
+    largest = padded_s(sampler, sampler.largest())
+    assert max(padded_s(sampler, plan) for number in range(10) for plan in sampler.epoch(number)) <= 1.02 * largest
+    assert largest <= max_batch_s
+    assert max(draw.pause_s for draw in sampler.largest().draws) == 5
+
+
+def test_an_utterance_that_no_batch_can_hold_with_its_pause_is_an_error():
+    message = r"lasts 15\.0 s at the slowest speed with the longest pause, more than loader\.max_batch_s 14; raise it"
+    with pytest.raises(ValueError, match=message):
+        make_sampler([9.0], max_batch_s=14.0, pauses=Pauses(share=0.1, longest_s=5.0))
 
 
 def test_two_utterances_of_half_a_batch_are_larger_than_one_that_is_alone():

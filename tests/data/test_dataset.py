@@ -110,8 +110,22 @@ def test_the_speed_of_the_plan_is_the_speed_of_the_waveform(utterances):
     assert batch.lengths.tolist() == [3200]
 
 
+def test_the_pause_of_the_plan_is_before_or_behind_the_utterance(utterances):
+    dataset = make_dataset(utterances, augment=AugmentConfig(pause_probability=1.0))
+    alone = dataset[plan_of(2)].waveforms[0]
+    sides = set()
+    for epoch in range(12):
+        batch = dataset[BatchPlan(epoch, 0, [Draw(2, 1.0, 0.25)])]
+        assert batch.lengths.tolist() == [4000 + RATE // 4]
+        assert batch.tokens.tolist() == dataset[plan_of(2)].tokens.tolist()
+        starts = [start for start in (0, RATE // 4) if torch.equal(batch.waveforms[0, start : start + 4000], alone)]
+        sides.update(starts)
+        assert len(starts) == 1
+    assert sides == {0, RATE // 4}
+
+
 def test_the_same_plan_gives_the_same_batch(utterances, noisy):
-    plan = BatchPlan(3, 2, [Draw(1, 0.9), Draw(4, 1.1), Draw(0, 1.0)])
+    plan = BatchPlan(3, 2, [Draw(1, 0.9), Draw(4, 1.1), Draw(0, 1.0, 0.1)])
     assert_same(
         make_dataset(utterances, augment=noisy)[plan], make_dataset(list(utterances), augment=replace(noisy))[plan]
     )
