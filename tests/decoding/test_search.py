@@ -13,6 +13,7 @@ from random_ngrams import make_model
 from asr.decoding.arpa import load_ngram
 from asr.decoding.hypothesis import align
 from asr.decoding.lexicon_graph import LexiconGraph
+from asr.decoding.lexicon_search import LexiconSearchConfig, lexicon_search
 from asr.decoding.search import (
     MODES,
     DecodingConfig,
@@ -187,6 +188,24 @@ def test_words_with_more_tokens_than_there_are_frames_are_not_found() -> None:
     only = LexiconGraph(make_model(["aba"]), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
     [found] = Search(search.model, LEXICON, lexicon=only)(make_encoding([tiny.noise(1)]))
     assert [each.tokens for each in found.hypotheses] == [()]
+
+
+@pytest.mark.parametrize(("ngram_weight", "share"), [(0.56, 1.0), (0.28, 0.5)])
+def test_margins_are_on_the_scale_that_the_weight_of_the_n_gram_model_tells(
+    monkeypatch: pytest.MonkeyPatch, ngram_weight: float, share: float
+) -> None:
+    used: list[LexiconSearchConfig] = []
+
+    def searching(
+        log_probs: torch.Tensor, lengths: torch.Tensor, graph: LexiconGraph, config: LexiconSearchConfig, **rest: Any
+    ) -> Any:
+        used.append(config)
+        return lexicon_search(log_probs, lengths, graph, config, **rest)
+
+    monkeypatch.setattr("asr.decoding.search.lexicon_search", searching)
+    run(WAVEFORMS, replace(LEXICON, lm=FusionConfig(ngram_weight=ngram_weight), beam_margin=16.0, token_margin=8.0))
+    assert used[0].ngram_weight == pytest.approx(ngram_weight / 0.4)
+    assert (used[0].beam_margin, used[0].token_margin) == pytest.approx((16 * share, 8 * share))
 
 
 def test_lexicon_search_without_a_lexicon_says_what_it_needs() -> None:
