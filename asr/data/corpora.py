@@ -67,6 +67,8 @@ class CorpusConfig:
         bad_utterances: what to do about utterances that cannot be used (no audio, no transcript, an empty transcript in
             training): "stop", or "leave_out" to go on without them. Either way they are counted and named, all of them
             in `problems.tsv` beside the manifests.
+        empty_transcripts: whether training sets may hold recordings in which nobody speaks, with an empty transcript:
+            noise from which a recogniser learns to hear nothing. False counts them among those that cannot be used.
     """
 
     name: str
@@ -78,6 +80,7 @@ class CorpusConfig:
     holdout_utterances: int = 0
     holdout_seed: int = 0
     bad_utterances: str = "stop"
+    empty_transcripts: bool = False
 
     def __post_init__(self) -> None:
         self.root = Path(self.root).expanduser()
@@ -190,10 +193,10 @@ class CorpusConfig:
 
     def _settle_problems(self, collected: Mapping[str, Collected]) -> None:
         """Names what cannot be used, in `problems.tsv` and on standard error, or stops."""
-        for name in self.train:
+        for name in [] if self.empty_transcripts else self.train:
             contents = collected[name]
             empty = [utterance for utterance in contents.utterances if not utterance.text]
-            contents.problems += [Problem(utterance.id, "its transcript is empty") for utterance in empty]
+            contents.problems += [Problem(utterance.id, "its transcript is empty (data.empty_transcripts)") for utterance in empty]
             contents.utterances = [utterance for utterance in contents.utterances if utterance.text]
         problems = [(name, problem) for name, contents in collected.items() for problem in contents.problems]
         report = self.manifests / PROBLEMS
