@@ -22,6 +22,7 @@ HELD_OUT = "valid"
 # Raised whenever the same settings would give other manifests, so that old ones are made anew.
 _FORMAT = 1
 _NUM_NAMED = 5
+_EMPTY = "its transcript is empty"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +197,7 @@ class CorpusConfig:
         for name in [] if self.empty_transcripts else self.train:
             contents = collected[name]
             empty = [utterance for utterance in contents.utterances if not utterance.text]
-            contents.problems += [Problem(utterance.id, "its transcript is empty (data.empty_transcripts)") for utterance in empty]
+            contents.problems += [Problem(utterance.id, _EMPTY) for utterance in empty]
             contents.utterances = [utterance for utterance in contents.utterances if utterance.text]
         problems = [(name, problem) for name, contents in collected.items() for problem in contents.problems]
         report = self.manifests / PROBLEMS
@@ -209,7 +210,9 @@ class CorpusConfig:
         more = f"; and {len(problems) - _NUM_NAMED} more" if len(problems) > _NUM_NAMED else ""
         summary = f"{self.name}: {len(problems)} not usable, all in {report}: {'; '.join(named)}{more}"
         if self.bad_utterances == "stop":
-            raise ValueError(f"{summary}; mend them, or set data.bad_utterances=leave_out to go on without them")
+            silent = any(problem.reason == _EMPTY for _, problem in problems)
+            hint = "; where nobody speaks, set data.empty_transcripts=true" if silent else ""
+            raise ValueError(f"{summary}; mend them, or set data.bad_utterances=leave_out to go on without them{hint}")
         print(f"warning: {summary}; left out, as data.bad_utterances=leave_out says", file=sys.stderr)
 
     def _check_disjoint(self, sets: Mapping[str, list[Utterance]]) -> None:

@@ -150,6 +150,14 @@ def test_an_empty_transcript_is_refused_in_training_and_fine_in_a_test_set(tmp_p
     sets = {"a": spoken("a1") + spoken("a2", text=""), "b": spoken("b1", text="")}
     with pytest.raises(ValueError, match=r"1 not usable, .*problems.tsv: a: a2: its transcript is empty; mend them"):
         corpus(tmp_path, sets, train=["a"], test=["b"]).prepare(progress=False)
+    with pytest.raises(ValueError, match="on without them; where nobody speaks, set data.empty_transcripts=true$"):
+        corpus(tmp_path, sets, train=["a"]).prepare(progress=False)
+
+
+def test_recordings_in_which_nobody_speaks_may_be_trained_on_when_it_is_said(tmp_path):
+    sets = {"a": spoken("a1") + spoken("a2", text="")}
+    splits = corpus(tmp_path, sets, train=["a"], empty_transcripts=True).prepare(progress=False)
+    assert ids(splits.train[0]) == ["a1", "a2"]
 
 
 def test_problems_of_all_sets_are_named_at_once(tmp_path):

@@ -1,5 +1,6 @@
 """Starting from a trained model: its weights and tokenizer are taken, and what does not fit is named with its cure."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,19 @@ def test_a_share_of_the_phones_loss_is_mmi_against_the_training_texts(tmp_path, 
     phones = PhoneEncoder(SPOKEN, SPOKEN.phones(utterance.text for utterance in utterances))
     expected = PhoneTrigrams([phones.encode(utterance.text) for utterance in utterances], num_phones=3)
     assert torch.equal(tables[0].probabilities, expected.probabilities)
+
+
+def test_batches_in_which_nobody_speaks_can_be_learned_from(tmp_path, utterances):
+    """By letters, decoder, and phones by MMI: the loss of each batch is finite, and less in the end."""
+    config = spoken_config(tmp_path, None, max_steps=24, log_every=1, valid_every=24, save_every=24)
+    config.loss.phone_mmi_share = 0.9
+    config.optim = OptimConfig(lr=0.01, warmup_steps=0, schedule="constant")
+    config.loader.max_batch_size = 1
+    silent = [replace(utterance, id=f"silent-{utterance.id}", text="") for utterance in utterances]
+    _, notes = start_run(tmp_path / "run", config, [utterances[0], *silent])
+    losses = [values["train/loss"] for values in notes.points.values() if "train/loss" in values]
+    assert len(losses) == 24 and all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_a_model_that_knows_no_phones_learns_them_and_keeps_the_rest(tmp_path, utterances):
