@@ -150,7 +150,7 @@ def test_an_empty_transcript_is_refused_in_training_and_fine_in_a_test_set(tmp_p
     sets = {"a": spoken("a1") + spoken("a2", text=""), "b": spoken("b1", text="")}
     with pytest.raises(ValueError, match=r"1 not usable, .*problems.tsv: a: a2: its transcript is empty; mend them"):
         corpus(tmp_path, sets, train=["a"], test=["b"]).prepare(progress=False)
-    with pytest.raises(ValueError, match="on without them; where nobody speaks, set data.empty_transcripts=true$"):
+    with pytest.raises(ValueError, match=r"on without them; where nobody speaks, set data\.empty_transcripts=true$"):
         corpus(tmp_path, sets, train=["a"]).prepare(progress=False)
 
 
