@@ -66,12 +66,13 @@ class AugmentConfig:
         speeds: factors of the speech rate, one of which is drawn for every utterance; [1.0] leaves it as it is.
         noise_dir: folder of noise recordings, searched at any depth.
         noise_probability: fraction of utterances that get noise.
-        snr_db_min: lowest signal-to-noise ratio; the ratio is drawn evenly, in decibels.
+        snr_db_min: lowest signal-to-noise ratio, to the mean power of an utterance with its pause; the ratio is drawn
+            evenly, in decibels.
         snr_db_max: highest signal-to-noise ratio in decibels.
         reverb_dir: folder of recorded room impulse responses, searched at any depth.
         reverb_probability: fraction of utterances that are put into a room.
         pause_probability: fraction of utterances that get a pause before or behind them, filled with faint noise: a
-            recogniser that never heard one takes it for speech.
+            recogniser that never heard one takes it for speech. Who plans the batches draws them (`Draw.pause_s`).
         pause_max_s: longest pause in seconds; its length is drawn evenly.
         spec: SpecAugment.
 

@@ -70,6 +70,7 @@ class CorpusConfig:
             in `problems.tsv` beside the manifests.
         empty_transcripts: whether training sets may hold recordings in which nobody speaks, with an empty transcript:
             noise from which a recogniser learns to hear nothing. False counts them among those that cannot be used.
+            None of them is kept back. A batch of nothing else weighs as much as any other: let there be few.
     """
 
     name: str
@@ -147,6 +148,8 @@ class CorpusConfig:
         """Returns the settings that decide what is in the manifests, as plain JSON values."""
         values: dict[str, object] = {"corpus": type(self).__name__}
         for each in fields(self):
+            if each.name == "empty_transcripts" and not self.empty_transcripts:
+                continue  # manifests from before there was such a setting are still right
             if each.metadata.get("changes_manifests", each.name != "manifests"):
                 value = getattr(self, each.name)
                 values[each.name] = str(value.absolute()) if isinstance(value, Path) else value
@@ -281,6 +284,7 @@ def hold_out(
     The order of the speakers comes from a hash of seed and speaker, so it is the same everywhere, and a new speaker
     in the corpus does not change the order of the others. Speakers who alone exceed the number come last: otherwise one
     of them could take a large part of the training data away. An utterance of no known speaker counts as its own.
+    Where nobody speaks, nothing can be judged: recordings with an empty transcript are never kept back.
 
     Returns:
         The sets without these utterances, and the utterances kept back, both in their old order.
@@ -288,7 +292,7 @@ def hold_out(
     Raises:
         ValueError: if no utterance would be left to train on.
     """
-    everything = [utterance for utterances in sets.values() for utterance in utterances]
+    everything = [utterance for utterances in sets.values() for utterance in utterances if utterance.text]
     size = Counter(map(_speaker, everything))
     order = sorted(size, key=lambda speaker: (size[speaker] > num_utterances, _hash(seed, speaker)))
     held: set[tuple[str, str]] = set()
@@ -303,7 +307,10 @@ def hold_out(
             f"data.holdout_utterances={num_utterances} would leave nothing to train on: {', '.join(sets) or 'no set'} "
             f"has {len(everything)} utterances of {len(size)} speakers; lower it, or name a set in data.valid"
         )
-    kept = {name: [each for each in utterances if _speaker(each) not in held] for name, utterances in sets.items()}
+    kept = {
+        name: [each for each in utterances if not each.text or _speaker(each) not in held]
+        for name, utterances in sets.items()
+    }
     return kept, [utterance for utterance in everything if _speaker(utterance) in held]
 
 

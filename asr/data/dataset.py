@@ -136,7 +136,8 @@ class UtteranceDataset(Dataset[Batch]):
         utterances: What plans count from 0.
         tokenizer: Turns their texts into tokens.
         sample_rate: Of the waveforms, in Hz.
-        augment: Noise and reverberation, or None for the audio as it is. Speed is in the plan.
+        augment: Noise and reverberation, or None for the audio as it is. Speed is in the plan, and how long pauses are,
+            which need it.
         seed: Decides with epoch and utterance all that is drawn.
         cache: Waveforms in memory, from `preload`, or None to read files every time.
         padding_step_s: As of `LoaderConfig`.

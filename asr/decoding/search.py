@@ -31,6 +31,7 @@ TOKEN_LM_MODES = ("attention", "joint")  # where a neural language model scores 
 _STAND_IN = 0.5  # share of the neural model's weight that the n-gram model has besides its own in lexicon's first pass
 # The n-gram model's weight in lexicon's first pass, to one of the phones, that the margins are for.
 _WEIGHT_OF_MARGINS = 1.4
+_SCALES_OF_MARGINS = (0.5, 1.5)  # the least and the most
 _RANKED_ANEW = 32  # hypotheses of an utterance, in the second pass of lexicon
 _NEED_DECODER = (*TOKEN_LM_MODES, "rescore")
 
@@ -89,9 +90,9 @@ class DecodingConfig:
         token_margin: Prefix beam search tries tokens, and `lexicon` phones, that are at most this much less probable
             than the best of their frame, a natural logarithm; infinity tries all.
         beam_margin: `lexicon` drops hypotheses that are this far below the best in a frame, where the phones' CTC score
-            has the weight 1 and the n-gram model 1.4; infinity leaves it to `beam_size`. With another weight of the
-            n-gram model both margins change in proportion: it tells the scale of the phones' scores, which differ
-            less from each other the longer a model has learned by MMI.
+            has the weight 1 and the n-gram model 1.4 (half the weight of a neural model included); infinity leaves it
+            to `beam_size`. With another weight of the n-gram model both margins change in proportion, between half and
+            one and a half of what they are: it tells the scale of the phones' scores, which is another for each model.
         num_best: Most hypotheses that are kept of an utterance in the end; `lexicon` ranks 32 anew, if that is more,
             and keeps them.
         lm: Language models.
@@ -320,7 +321,8 @@ class Search:
             ngram_weight += _STAND_IN * config.lm.neural_weight
         # Without what comes in the second pass, so that the weights of the others are larger.
         ngram_weight /= weight
-        scale = ngram_weight / _WEIGHT_OF_MARGINS
+        least, most = _SCALES_OF_MARGINS
+        scale = min(most, max(least, ngram_weight / _WEIGHT_OF_MARGINS))
         settings = LexiconSearchConfig(
             beam_size=config.beam_size,
             beam_margin=config.beam_margin * scale,

@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,20 @@ def test_recordings_in_which_nobody_speaks_may_be_trained_on_when_it_is_said(tmp
     sets = {"a": spoken("a1") + spoken("a2", text="")}
     splits = corpus(tmp_path, sets, train=["a"], empty_transcripts=True).prepare(progress=False)
     assert ids(splits.train[0]) == ["a1", "a2"]
+
+
+def test_recordings_in_which_nobody_speaks_are_not_kept_back(tmp_path):
+    silent = [replace(each, speaker="") for each in spoken(*(f"s{n}" for n in range(30)), text="")]
+    sets = {"a": [*silent, *spoken("a1"), *spoken("b1")]}
+    splits = corpus(tmp_path, sets, train=["a"], empty_transcripts=True, holdout_utterances=1).prepare(progress=False)
+    assert len(ids(splits.train[0])) == 31
+    assert ids(splits.valid[0]) in (["a1"], ["b1"])
+
+
+def test_settings_that_leave_silence_out_are_those_from_before_there_was_any(tmp_path):
+    config = corpus(tmp_path, {"a": spoken("a1")}, train=["a"])
+    assert "empty_transcripts" not in config.settings()
+    assert replace(config, empty_transcripts=True).settings()["empty_transcripts"] is True
 
 
 def test_problems_of_all_sets_are_named_at_once(tmp_path):

@@ -190,7 +190,7 @@ def test_words_with_more_tokens_than_there_are_frames_are_not_found() -> None:
     assert [each.tokens for each in found.hypotheses] == [()]
 
 
-@pytest.mark.parametrize(("ngram_weight", "share"), [(0.56, 1.0), (0.28, 0.5)])
+@pytest.mark.parametrize(("ngram_weight", "share"), [(0.56, 1.0), (0.42, 0.75), (0.01, 0.5), (2.0, 1.5)])
 def test_margins_are_on_the_scale_that_the_weight_of_the_n_gram_model_tells(
     monkeypatch: pytest.MonkeyPatch, ngram_weight: float, share: float
 ) -> None:
