@@ -1,8 +1,10 @@
-"""Python's collector of garbage, kept from going through what stays."""
+"""Memory that is no longer needed: Python's collector, kept from going through what stays, and the heap below it."""
 
+import ctypes
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 
 @contextmanager
@@ -18,3 +20,21 @@ def without_collections() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def give_back_memory() -> None:
+    """Gives free memory back to the system, where C's library can (glibc); elsewhere nothing happens.
+
+    Searches ask for pieces of memory of ever new sizes, between which more and more lies idle.
+    """
+    if trim := _trim():
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # Windows knows no library of its own process
+        return None
+    return found

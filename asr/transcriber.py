@@ -15,6 +15,7 @@ from asr.audio import SegmentationConfig, segment_stream
 from asr.checkpoint import LoadedModel
 from asr.decoding.search import DecodingConfig, NotFiniteError, Recognition
 from asr.devices import pick_dtype
+from asr.garbage import give_back_memory
 from asr.recognition import SearchBuilder, encode_batch, pack, read_ahead
 from asr.transcript import Segment, Transcript, make_segment, make_transcript
 from asr.variants import TunedSearch, with_weights
@@ -232,6 +233,7 @@ class Transcriber:
         while not until():
             batch = bench.take_batch()
             self._recognize(batch)
+            give_back_memory()
             if on_progress is not None:
                 on_progress(sum(len(piece.waveform) for piece in batch) / rate)
             yield from (recording.outcome(sample_rate=rate) for recording in bench.take_finished())

@@ -17,11 +17,12 @@ import tiny
 import torch
 from torch import Tensor
 
-from asr import audio
+from asr import audio, garbage
 from asr.audio import SegmentationConfig, find_sources
 from asr.checkpoint import LoadedModel
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
+from asr.garbage import give_back_memory
 from asr.nn.model import Recognizer
 from asr.transcribe import refuse_clashes, transcribe_files
 from asr.transcriber import Transcriber, transcribe
@@ -375,3 +376,18 @@ def test_progress_is_seconds_of_one_file_or_number_of_files_and_the_speed(
     terminal.truncate(0)
     transcribe_files(loaded, list(paths), format="txt", output_dir=None, progress=False)
     assert terminal.getvalue() == ""
+
+
+def test_memory_is_given_back_behind_every_batch(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr("asr.transcriber.give_back_memory", lambda: given.append(1))
+    config = SegmentationConfig(max_batch_s=1.0)
+    list(Transcriber(loaded, segmentation=config).stream(named(write_many(tmp_path, [0.9, 0.8, 0.7]))))
+    assert len(given) == 3
+
+
+def test_memory_is_given_back_where_the_system_can() -> None:
+    give_back_memory()
+    assert (garbage._trim() is None) == (not sys.platform.startswith("linux"))
