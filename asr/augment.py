@@ -101,7 +101,7 @@ class AugmentConfig:
                 raise ValueError(f"augment.{kind}_probability is {probability}, but {kind}_dir names no folder; set it")
         _check_fraction("pause_probability", self.pause_probability)
         if not 0 < self.pause_max_s < math.inf:
-            raise ValueError(f"augment.pause_max_s is {self.pause_max_s}; it must be above 0")
+            raise ValueError(f"augment.pause_max_s is {self.pause_max_s}; it must be a finite number above 0")
         if not self.snr_db_min <= self.snr_db_max:
             raise ValueError(
                 f"augment.snr_db_min is {self.snr_db_min}, but must be at most snr_db_max ({self.snr_db_max})"

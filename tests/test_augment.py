@@ -289,8 +289,8 @@ def test_noise_does_not_depend_on_whether_rooms_are_on(folders):
         ({"noise_probability": 0.5}, "augment.noise_probability is 0.5, but noise_dir names no folder"),
         ({"reverb_probability": 0.5}, "augment.reverb_probability is 0.5, but reverb_dir names no folder"),
         ({"pause_probability": -0.1}, "augment.pause_probability is -0.1, but must lie between 0 and 1"),
-        ({"pause_max_s": 0.0}, "augment.pause_max_s is 0.0; it must be above 0"),
-        ({"pause_max_s": math.inf}, "augment.pause_max_s is inf; it must be above 0"),
+        ({"pause_max_s": 0.0}, "augment.pause_max_s is 0.0; it must be a finite number above 0"),
+        ({"pause_max_s": math.inf}, "augment.pause_max_s is inf; it must be a finite number above 0"),
         ({"snr_db_min": 20.0, "snr_db_max": 10.0}, r"augment.snr_db_min is 20.0, but must be at most snr_db_max \(10"),
     ],
 )

@@ -106,7 +106,8 @@ class BucketSampler:
         padding_step_s: Above 0, batches are padded to a multiple of this many seconds.
 
     Raises:
-        ValueError: If an utterance alone, at the slowest speed, is longer than a batch may be.
+        ValueError: If an utterance alone, at the slowest speed and with the longest pause, is longer than a batch may
+            be.
     """
 
     def __init__(
@@ -128,10 +129,12 @@ class BucketSampler:
         self.pauses = pauses or Pauses()
         longest = max(durations_s) / min(speeds) + self.pauses.longest_s
         if padded_length(longest, step=padding_step_s) > max_batch_s:
-            pause = " with the longest pause" if self.pauses.longest_s else ""
+            pause, cure = "", "lower loader.max_duration_s"
+            if self.pauses.longest_s:
+                pause, cure = " with the longest pause", f"{cure} or augment.pause_max_s"
             raise ValueError(
                 f"the longest utterance lasts {longest:.1f} s at the slowest speed{pause}, more than "
-                f"loader.max_batch_s {max_batch_s:g}; raise it, or lower loader.max_duration_s"
+                f"loader.max_batch_s {max_batch_s:g}; raise it, or {cure}"
             )
         self.durations_s = np.asarray(durations_s, dtype=np.float64)
         self.max_batch_s = max_batch_s

@@ -157,7 +157,10 @@ def test_batches_with_pauses_are_within_their_limits_and_about_as_large_as_the_l
 
 
 def test_an_utterance_that_no_batch_can_hold_with_its_pause_is_an_error():
-    message = r"lasts 15\.0 s at the slowest speed with the longest pause, more than loader\.max_batch_s 14; raise it"
+    message = (
+        r"lasts 15\.0 s at the slowest speed with the longest pause, more than loader\.max_batch_s 14; raise it, "
+        r"or lower loader\.max_duration_s or augment\.pause_max_s$"
+    )
     with pytest.raises(ValueError, match=message):
         make_sampler([9.0], max_batch_s=14.0, pauses=Pauses(share=0.1, longest_s=5.0))
 
