@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr.errors import one_line
-from asr.garbage import without_collections
+from asr.garbage import keep_few_kernels, without_collections
 from asr.writers import FORMATS
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def add_transcribe(subparsers: "Subparsers") -> None:
 
 def run_transcribe(args: argparse.Namespace) -> int:
     """Do `asr transcribe`."""
+    keep_few_kernels()
     with without_collections():
         from asr import checkpoint, hub
         from asr.devices import pick_device

@@ -1,10 +1,14 @@
-"""Memory that is no longer needed: Python's collector, kept from going through what stays, and the heap below it."""
+"""Memory that is no longer needed: Python's collector, kept from going through what stays; the heap; kernels."""
 
 import ctypes
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+
+# Several times what the encoder needs for a batch; 64 take as long as 1,024.
+_NUM_KERNELS = 64
 
 
 @contextmanager
@@ -29,6 +33,17 @@ def give_back_memory() -> None:
     """
     if trim := _trim():
         trim(0)
+
+
+def keep_few_kernels() -> None:
+    """Has oneDNN, with which PyTorch computes on processors, and PyTorch keep the last 64 kernels in place of 1,024.
+
+    Kernels are made for each size of a product, and searches ask for ever new sizes, so that memory would grow with the
+    length of what is transcribed. It holds for this process and those that it starts, if none has been made yet; what
+    the environment says goes before it.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(_NUM_KERNELS))
 
 
 @cache

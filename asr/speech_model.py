@@ -11,6 +11,7 @@ from asr import checkpoint, hub
 from asr.alignment import align_file
 from asr.checkpoint import LoadedModel, ModelConfig
 from asr.devices import pick_device
+from asr.garbage import keep_few_kernels
 from asr.recognition import SearchBuilder
 from asr.search_choice import SearchOptions, choose_search
 from asr.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ def load_model(name: str | Path | None = None, *, device: str = "auto") -> "Spee
         FileNotFoundError: If there is no such model.
         ValueError: If a file of it is damaged or of a newer format, or there is no such device.
     """
+    keep_few_kernels()
     return SpeechModel(checkpoint.load(hub.locate(name), device=pick_device(device)))
 
 

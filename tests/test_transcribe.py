@@ -17,12 +17,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from asr import audio, garbage
+from asr import audio
 from asr.audio import SegmentationConfig, find_sources
 from asr.checkpoint import LoadedModel
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.search import DecodingConfig, Encoding, Recognition, Search
-from asr.garbage import give_back_memory
 from asr.nn.model import Recognizer
 from asr.transcribe import refuse_clashes, transcribe_files
 from asr.transcriber import Transcriber, transcribe
@@ -386,8 +385,3 @@ def test_memory_is_given_back_behind_every_batch(
     config = SegmentationConfig(max_batch_s=1.0)
     list(Transcriber(loaded, segmentation=config).stream(named(write_many(tmp_path, [0.9, 0.8, 0.7]))))
     assert len(given) == 3
-
-
-def test_memory_is_given_back_where_the_system_can() -> None:
-    give_back_memory()
-    assert (garbage._trim() is None) == (not sys.platform.startswith("linux"))

@@ -1,0 +1,69 @@
+"""Memory is given back where the system can, and kernels of ever new sizes do not pile up."""
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from asr import garbage
+from asr.garbage import give_back_memory, keep_few_kernels, without_collections
+
+NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+# A hundred sizes twice over; prints nothing itself, but oneDNN says what it made and what it still had.
+SIZES_TWICE = """
+import sys
+from asr.garbage import keep_few_kernels
+if sys.argv[1] == "few":
+    keep_few_kernels()
+import torch
+weight = torch.zeros(64, 64, 5)
+for size in [*range(64, 164)] * 2:
+    torch.nn.functional.conv1d(torch.zeros(2, 64, size), weight)
+"""
+
+
+def test_memory_is_given_back_where_the_system_can() -> None:
+    give_back_memory()
+    assert (garbage._trim() is None) == (not sys.platform.startswith("linux"))
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_the_collector_is_as_it_was_before(was_enabled: bool) -> None:
+    try:
+        (gc.enable if was_enabled else gc.disable)()
+        with without_collections():
+            assert not gc.isenabled()
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_few_kernels_are_kept() -> None:
+    assert num_found_again("all") >= 90
+    assert num_found_again("few") == 0
+
+
+def num_found_again(kept: str) -> int:
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    process = subprocess.run(
+        [sys.executable, "-c", SIZES_TWICE, kept],
+        env=environment | {"ONEDNN_VERBOSE": "profile_create"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = [line for line in process.stdout.splitlines() if ",convolution," in line]
+    assert sum("create:cache_miss" in line for line in made) >= 90
+    return sum("create:cache_hit" in line for line in made)
+
+
+def test_what_the_environment_says_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NAMES[0], "7")
+    monkeypatch.setenv(NAMES[1], "")  # undone behind the test
+    monkeypatch.delenv(NAMES[1])
+    keep_few_kernels()
+    assert [os.environ[name] for name in NAMES] == ["7", "64"]
