@@ -1,5 +1,10 @@
 """Which device to compute on, and what it can."""
 
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
 import torch
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -34,6 +39,15 @@ def pick_device(name: str, *, num_threads: int = 0) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}, but {torch.cuda.device_count()} CUDA devices were found; use device=cpu")
     return device
+
+
+@cache
+def gpu_kernels(name: str) -> ModuleType | None:
+    """A module of Triton kernels, by full name, imported at the first call; None where PyTorch comes without Triton.
+
+    Called where a tensor is on a GPU; elsewhere importing Triton is for nothing, and takes a second.
+    """
+    return None if find_spec("triton") is None else import_module(name)
 
 
 def pick_dtype(precision: str, *, device: torch.device) -> torch.dtype:

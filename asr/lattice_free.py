@@ -12,14 +12,13 @@ The sum goes over all sequences at once, with trigrams of phones as the language
 # B utterances, T' encoder frames, P phones, H = P + 1 symbols: 0 is the start or the end of a sentence
 
 from collections.abc import Iterable, Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from asr.devices import gpu_kernels
 from asr.nn.masks import valid_mask
 from asr.tokenizer import BLANK_ID
 
@@ -88,21 +87,12 @@ def log_partition(log_probs: Tensor, frame_lengths: Tensor, trigrams: PhoneTrigr
         (B,) in nats.
     """
     sums: type[torch.autograd.Function] = _LogPartition
-    kernels = _gpu_kernels() if log_probs.is_cuda and log_probs.dtype == torch.float32 else None
+    is_for_kernels = log_probs.is_cuda and log_probs.dtype == torch.float32
+    kernels = gpu_kernels("asr.lattice_free_kernels") if is_for_kernels else None
     if kernels is not None and len(trigrams.probabilities) <= kernels.MOST_SYMBOLS:
         sums = kernels.LogPartition
     result: Tensor = sums.apply(log_probs, frame_lengths, trigrams.probabilities)
     return result
-
-
-@cache
-def _gpu_kernels() -> ModuleType | None:
-    """The kernels for a GPU; None where PyTorch comes without Triton."""
-    try:
-        from asr import lattice_free_kernels
-    except ImportError:
-        return None
-    return lattice_free_kernels
 
 
 class _LogPartition(torch.autograd.Function):

@@ -3,18 +3,18 @@
 # B utterances, T' encoder frames, U tokens, V vocabulary
 
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asr.devices import gpu_kernels
 from asr.lattice_free import PhoneTrigrams, log_partition
 from asr.nn.masks import valid_mask
 from asr.tokenizer import BLANK_ID, EOS_ID
 
+_KERNELS = "asr.ctc_kernels"
 _IGNORED = -100  # what cross_entropy skips
 
 
@@ -107,7 +107,7 @@ def ctc_loss(log_probs: Tensor, frame_lengths: Tensor, tokens: Tensor, token_len
     Returns:
         (B,) in nats; infinite where the frames cannot carry the tokens (see `min_ctc_frames`).
     """
-    if log_probs.is_cuda and log_probs.dtype == torch.float32 and (kernels := _gpu_kernels()):
+    if log_probs.is_cuda and log_probs.dtype == torch.float32 and (kernels := gpu_kernels(_KERNELS)):
         losses: Tensor = kernels.CtcLoss.apply(log_probs, frame_lengths, tokens, token_lengths)
         return losses
     return F.ctc_loss(log_probs.transpose(0, 1), tokens, frame_lengths, token_lengths, blank=BLANK_ID, reduction="none")
@@ -115,17 +115,7 @@ def ctc_loss(log_probs: Tensor, frame_lengths: Tensor, tokens: Tensor, token_len
 
 def has_gpu_kernels() -> bool:
     """Whether the CTC loss of a GPU never waits for it; PyTorch's own does, so that CUDA graphs cannot record it."""
-    return _gpu_kernels() is not None
-
-
-@cache
-def _gpu_kernels() -> ModuleType | None:
-    """The kernels for a GPU; None where PyTorch comes without Triton."""
-    try:
-        from asr import ctc_kernels
-    except ImportError:
-        return None
-    return ctc_kernels
+    return gpu_kernels(_KERNELS) is not None
 
 
 def min_ctc_frames(tokens: list[int]) -> int:

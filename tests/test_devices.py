@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from asr.devices import pick_device, pick_dtype
+from asr import devices
+from asr.devices import gpu_kernels, pick_device, pick_dtype
 
 CPU = torch.device("cpu")
 
@@ -49,3 +50,17 @@ def test_attention_does_not_plan_for_every_shape():
     torch.backends.cuda.enable_cudnn_sdp(True)
     pick_device("cpu")
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("name", ["asr.ctc_kernels", "asr.lattice_free_kernels", "asr.nn.depthwise_kernels"])
+def test_kernels_are_there_where_triton_is(name):
+    pytest.importorskip("triton")
+    assert gpu_kernels(name).__name__ == name
+
+
+def test_without_triton_there_are_no_kernels_and_other_faults_show(monkeypatch):
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    assert gpu_kernels.__wrapped__("asr.ctc_kernels") is None
+    monkeypatch.setattr(devices, "find_spec", lambda name: object())
+    with pytest.raises(ImportError):
+        gpu_kernels.__wrapped__("asr.no_such_kernels")

@@ -6,25 +6,21 @@ attention weights of a call for plots and analysis.
 
 # B sequences, T queries, S keys, D width, H heads, E width of a head (D / H), P width of the position code
 
-import contextlib
 import math
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asr.devices import gpu_kernels
 from asr.nn.autocast import as_autocast
 from asr.nn.dropout import byte_dropout
 from asr.nn.linear import Linear
 
-attention_kernels: ModuleType | None = None
-if torch.cuda.is_available():  # else importing Triton is for nothing
-    with contextlib.suppress(ImportError):  # PyTorch comes without it
-        attention_kernels = import_module("asr.nn.attention_kernels")
+# Looked up once and not where it is used, which is compiled; without a GPU, importing Triton is for nothing.
+attention_kernels = gpu_kernels("asr.nn.attention_kernels") if torch.cuda.is_available() else None
 
 
 @dataclass(slots=True)

@@ -2,7 +2,6 @@
 
 # B utterances, T frames, F frequency bins, C channels, K kernel size
 
-from functools import cache
 from types import ModuleType
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asr.devices import gpu_kernels
 from asr.nn.autocast import as_autocast
 
 
@@ -99,19 +99,9 @@ _opaque_convolve.register_autograd(lambda ctx, grad: _opaque_backward(grad, *ctx
 
 def _kernels_for(x: Tensor, weight: Tensor) -> ModuleType | None:
     """The kernels for a GPU, where they are for such frames and weights."""
-    if not x.is_cuda or not (kernels := _gpu_kernels()):
+    if not x.is_cuda or not (kernels := gpu_kernels("asr.nn.depthwise_kernels")):
         return None
     return kernels if x.dtype in kernels.DTYPES and weight.shape[2] <= kernels.MAX_KERNEL_SIZE else None
-
-
-@cache
-def _gpu_kernels() -> ModuleType | None:
-    """The kernels for a GPU; None where PyTorch comes without Triton."""
-    try:
-        from asr.nn import depthwise_kernels
-    except ImportError:
-        return None
-    return depthwise_kernels
 
 
 class HalvingDepthwiseConv(nn.Conv2d):
