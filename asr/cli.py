@@ -149,7 +149,7 @@ def add_transcribe(subparsers: "Subparsers") -> None:
         "--decoding",
         choices=DECODINGS,
         help="search (default: what the model proposes; else greedy, prefix_beam with an n-gram or --hotwords, joint "
-        "with a neural --lm; in place of a model's lexicon search joint with --hotwords or another --lm)",
+        "with a neural --lm; in place of a model's lexicon search joint with another --lm)",
     )
     parser.add_argument("--beam-size", type=_count, metavar="N", help="of a beam search (default: the model's own)")
     parser.add_argument(

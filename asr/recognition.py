@@ -3,7 +3,7 @@
 # B utterances, S samples
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from asr.confidence import WordEvidence, word_evidence
 from asr.data.dataset import load_utterance
 from asr.data.manifest import Utterance
 from asr.decoding.arpa import load_ngram
-from asr.decoding.hotwords import HotwordScorer, read_hotwords
+from asr.decoding.hotwords import HotwordScorer, WordHotwords, read_hotwords
 from asr.decoding.hypothesis import align
 from asr.decoding.lexicon_graph import LexiconGraph
 from asr.decoding.neural_lm import NeuralLmScorer, SentenceScorer
@@ -32,7 +32,7 @@ from asr.devices import pick_dtype
 from asr.garbage import without_collections
 from asr.lm_checkpoint import LoadedLanguageModel, load_language_model
 from asr.nn.model import Recognizer
-from asr.pronunciation import read_lexicon
+from asr.pronunciation import Lexicon, Pronunciation, read_lexicon
 from asr.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
@@ -54,7 +54,7 @@ class SearchBuilder:
         self.loaded = loaded
         self._ngrams: dict[tuple[Path, float], Scorer[Any]] = {}
         self._neural: dict[Path, LoadedLanguageModel] = {}
-        self._lexicons: dict[tuple[Path, Path], LexiconGraph] = {}
+        self._lexicons: dict[tuple[Path, Path, tuple[str, ...]], LexiconGraph] = {}
 
     def build(self, config: DecodingConfig) -> Search:
         """A search as the config describes it.
@@ -64,9 +64,12 @@ class SearchBuilder:
             ValueError: If one is broken or does not fit the recogniser.
         """
         lm, loaded = config.lm, self.loaded
-        hotwords = None
-        if config.hotwords is not None:
-            phrases = read_hotwords(config.hotwords, bonus=config.hotword_bonus)
+        phrases = read_hotwords(config.hotwords, bonus=config.hotword_bonus) if config.hotwords is not None else {}
+        lexicon = word_hotwords = hotwords = None
+        if lm.ngram and config.lexicon:
+            lexicon = self._lexicon(lm.ngram, config.lexicon, phrases, language=config.hotword_language)
+            word_hotwords = WordHotwords(phrases, loaded.tokenizer, lexicon) if phrases else None
+        elif phrases:
             hotwords = HotwordScorer(phrases, loaded.tokenizer, device=loaded.device)
         return Search(
             loaded.model,
@@ -75,11 +78,13 @@ class SearchBuilder:
             neural=self._tokens(lm.neural) if lm.neural and config.mode in TOKEN_LM_MODES else None,
             sentences=self._sentences(lm.neural) if lm.neural and config.mode not in TOKEN_LM_MODES else None,
             hotwords=hotwords,
-            lexicon=self._lexicon(lm.ngram, config.lexicon) if lm.ngram and config.lexicon else None,
+            lexicon=lexicon,
+            word_hotwords=word_hotwords,
         )
 
-    def _lexicon(self, ngram: Path, lexicon: Path) -> LexiconGraph:
-        key = (ngram, lexicon)
+    def _lexicon(self, ngram: Path, lexicon: Path, phrases: Iterable[str], *, language: str) -> LexiconGraph:
+        words = tuple(sorted({word for phrase in phrases for word in phrase.split()}))
+        key = (ngram, lexicon, words)
         if key not in self._lexicons:
             loaded = self.loaded
             if not loaded.config.phones:
@@ -88,17 +93,18 @@ class SearchBuilder:
                     "use another, or train it with lexicon=… and loss.phone_weight above 0"
                 )
             with without_collections():
-                self._lexicons[key] = self._load_lexicon(ngram, lexicon)
+                self._lexicons[key] = self._load_lexicon(ngram, lexicon, words, language=language)
         return self._lexicons[key]
 
-    def _load_lexicon(self, ngram: Path, lexicon: Path) -> LexiconGraph:
+    def _load_lexicon(self, ngram: Path, lexicon: Path, words: Sequence[str], *, language: str) -> LexiconGraph:
         loaded = self.loaded
         with ThreadPoolExecutor(1) as thread:  # which mostly decompresses, and that leaves Python's lock alone
             loading = thread.submit(load_ngram, ngram)
             pronunciations = read_lexicon(lexicon)
             model = loading.result().to(loaded.device)
+        expected = _spoken(words, pronunciations, loaded.config.phones, language=language)
         try:
-            return LexiconGraph(model, pronunciations, loaded.config.phones, loaded.tokenizer)
+            return LexiconGraph(model, pronunciations, loaded.config.phones, loaded.tokenizer, expected=expected)
         except ValueError as error:
             raise ValueError(f"{lexicon} with {ngram}: {error}") from None
 
@@ -132,6 +138,36 @@ class SearchBuilder:
         if path not in self._neural:
             self._neural[path] = load_language_model(path, device=self.loaded.device)
         return self._neural[path]
+
+
+def _spoken(
+    words: Sequence[str], lexicon: Lexicon, phones: Sequence[str], *, language: str
+) -> dict[str, list[Pronunciation]]:
+    """The pronunciations of hotwords in phones that a recogniser knows; those that a lexicon lacks, by rule.
+
+    Raises:
+        ValueError: If there is none of a word.
+    """
+    inventory = set(phones)
+    rules = Lexicon({})
+    if missing := [word for word in words if word not in lexicon.pronunciations]:
+        from asr.data.lexicons import espeak_lexicon  # with what few need
+
+        try:
+            rules = espeak_lexicon(missing, language=language)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"hotword {missing[0]!r} is not in the lexicon, and has no pronunciation by rule ({error}); leave it "
+                "out, or take decoding joint"
+            ) from None
+    found = {}
+    for word in words:
+        known = lexicon.pronunciations.get(word) or rules.pronunciations.get(word, ())
+        found[word] = [each for each in known if inventory.issuperset(each)]
+        if not found[word]:
+            heard = f"is spoken as {' '.join(known[0])!r}, in phones that" if known else "has no sound that"
+            raise ValueError(f"hotword {word!r} {heard} the model does not know; leave it out, or take decoding joint")
+    return found
 
 
 @torch.inference_mode()

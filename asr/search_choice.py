@@ -41,7 +41,7 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
     The mode is the one that is asked for, else the folder's default, else greedy search. Where the default has no place
     for a language model or hotwords that are asked for, it is joint search with a neural model (`rescore` with one that
     has other tokens than the recogniser), and prefix beam search without. Where the default is lexicon search, which
-    knows the folder's own words alone, and hotwords or an n-gram model are asked for, or that the own one is left out,
+    knows the folder's own words and hotwords alone, and an n-gram model is asked for, or that the own one is left out,
     it is joint search, or prefix beam search if that was tuned.
 
     Args:
@@ -90,7 +90,7 @@ def _default_mode(
 ) -> str:
     """The mode where none is asked for; see `choose_search`."""
     mode = default.mode if default else "greedy"
-    if mode == "lexicon" and ("ngram" in models or options.hotwords or NO_MODEL in options.lms):
+    if mode == "lexicon" and ("ngram" in models or NO_MODEL in options.lms):
         tuned = {name.partition("+")[0] for name in read_tuned(folder / TUNED_FILE)}
         mode = "prefix_beam" if "prefix_beam" in tuned and "joint" not in tuned else "joint"
     if "neural" in models and mode not in _WITH_NEURAL:

@@ -51,7 +51,7 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
                 or (mode == "lexicon" and "ngram" not in parts)
             )
             if not impossible:
-                hotwords = None if mode in ("greedy", "lexicon") else base.hotwords
+                hotwords = None if mode == "greedy" else base.hotwords
                 lexicon, prior = (base.lexicon, base.prior_weight) if mode == "lexicon" else (None, 0.0)
                 name = "+".join([mode, *parts])
                 found[name] = replace(

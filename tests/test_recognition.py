@@ -16,6 +16,7 @@ import torch
 from utterances import make_utterances
 
 from asr.audio import AudioError
+from asr.data.espeak import EspeakError
 from asr.decoding.arpa import write_arpa
 from asr.decoding.neural_lm import sequence_log_probs
 from asr.decoding.ngram import NgramTable, NgramTables
@@ -215,6 +216,53 @@ def test_a_lexicon_that_does_not_fit_is_named(tmp_path: Path) -> None:
         rf"^{tmp_path}/lexicon\.txt with {tmp_path}/words\.arpa: the lexicon has pronunciations of 0 of the language"
     )
     with pytest.raises(ValueError, match=message):
+        builder.build(config)
+
+
+def test_hotwords_take_part_in_lexicon_search_and_those_that_are_not_in_it_are_spoken_by_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def rules(words: list[str], *, language: str) -> Lexicon:
+        asked.append((list(words), language))
+        return Lexicon({"bab": [("y", "x", "y")]})
+
+    monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", rules)
+    builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
+    (tmp_path / "names.txt").write_text("bab ab\t500\nc\n")
+    search = builder.build(replace(config, hotwords=tmp_path / "names.txt", hotword_language="de"))
+    assert asked == [(["bab"], "de")]
+    noise = tiny.noise(9000)[None]
+    [found] = search(encode(builder.loaded.model, noise, torch.tensor([9000])))
+    [plain] = builder.build(config)(encode(builder.loaded.model, noise, torch.tensor([9000])))
+    assert "bab ab" in builder.loaded.tokenizer.decode(found.best.tokens)
+    assert "bab" not in builder.loaded.tokenizer.decode(plain.best.tokens)
+    assert found.best.parts["hotwords"] >= 500
+    assert "hotwords" not in plain.best.parts
+
+
+def test_a_hotword_without_a_pronunciation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
+    config = replace(config, hotwords=tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("bab\n")
+
+    def missing(words: list[str], *, language: str) -> Lexicon:
+        raise EspeakError("espeakng-loader is not installed")
+
+    monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", missing)
+    message = (
+        r"^hotword 'bab' is not in the lexicon, and has no pronunciation by rule \(espeakng-loader is not installed\); "
+        r"leave it out, or take decoding joint$"
+    )
+    with pytest.raises(ValueError, match=message):
+        builder.build(config)
+    monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", lambda words, language: Lexicon({"bab": [("b", "x")]}))
+    message = r"^hotword 'bab' is spoken as 'b x', in phones that the model does not know; leave it out, or take"
+    with pytest.raises(ValueError, match=message):
+        builder.build(config)
+    monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", lambda words, language: Lexicon({"a": [("x",)]}))
+    with pytest.raises(ValueError, match=r"^hotword 'bab' has no sound that the model does not know; leave"):
         builder.build(config)
 
 

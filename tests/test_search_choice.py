@@ -1,6 +1,7 @@
 """How to search: what the folder proposes, what is asked for instead, and what does not fit together."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,13 +166,12 @@ def test_the_own_neural_model_takes_part_in_second_passes_alone(spoken: Path) ->
     other, _ = choose_search(spoken, SearchOptions(lms=(spoken / "lm",)))
     assert other.lm.neural == spoken / "lm"
     assert choose_search(spoken, SearchOptions(mode="rescore", lms=(NO_MODEL,)))[0].lm == FusionConfig()
-    assert choose_search(spoken, SearchOptions(hotwords=Path("names.txt")))[0].lm.neural is None
 
 
 NO_PLACE = [
     SearchOptions(lms=(NO_MODEL,)),
     SearchOptions(lms=(Path("of-other-words.arpa"),)),
-    SearchOptions(hotwords=Path("names.txt")),
+    SearchOptions(lms=(Path("of-other-words.arpa"),), hotwords=Path("names.txt")),
 ]
 
 
@@ -192,6 +192,13 @@ def test_it_is_what_was_tuned_with_the_beam_that_it_was_tuned_with(tmp_path: Pat
     (tmp_path / OWN_NGRAM).touch()
     config, _ = choose_search(tmp_path, options)
     assert (config.mode, config.beam_size) == ("prefix_beam", 16)
+
+
+def test_hotwords_take_part_in_lexicon_search(spoken: Path) -> None:
+    config, tuned = choose_search(spoken, SearchOptions(hotwords=Path("names.txt")))
+    without, same = choose_search(spoken, SearchOptions())
+    assert (config, tuned) == (replace(without, hotwords=Path("names.txt")), same)
+    assert config.mode == "lexicon"
 
 
 def test_lexicon_search_without_what_it_needs_is_an_error(spoken: Path) -> None:

@@ -74,7 +74,7 @@ def require_wheel() -> None:
         importlib.import_module("espeakng_loader")
     except ImportError as error:
         raise EspeakError(
-            "espeakng-loader is not installed, and synthetic speech needs it: pip install '.[recipes]'"
+            "espeakng-loader is not installed; pronunciations and synthetic speech need it: pip install '.[recipes]'"
         ) from error
 
 

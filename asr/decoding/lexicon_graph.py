@@ -1,6 +1,7 @@
 """The words of an n-gram model as a tree of the phones that they are spoken with."""
 
-# P phones, N beginnings of pronunciations (nodes), H words of a pronunciation (homophones)
+# P phones, N beginnings of pronunciations (nodes), H words of a pronunciation (homophones), R rows, C numbers of an
+# n-gram context
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,11 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from asr.decoding.ngram import NgramModel
 from asr.decoding.spelling import LOG_ZERO, fits_tokens, word_spellings
 from asr.decoding.word_tree import grow
-from asr.pronunciation import Lexicon
+from asr.pronunciation import Lexicon, Pronunciation
 from asr.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -33,9 +35,12 @@ class LexiconGraph:
             know, take no part.
         phones: The recogniser's, in the order of their CTC labels from 1 on.
         tokenizer: The recogniser's, for the spelling of words; those that it cannot spell take no part.
+        expected: Words that take part also where the model or the lexicon lacks them, with their pronunciations, in
+            letters that the tokenizer has. One that the model lacks is as probable as its rarest word.
 
     Attributes:
-        model: The n-gram model.
+        ids: Of the words that can be found, by their spelling: their places in the model's vocabulary, and behind it.
+        parents: The node that is a phone shorter, (N,) int64.
         children: The node behind each phone, (N, P) int32; 0 where no word goes on so.
         words: Ids of the words that end at a node, (N, H); `NO_WORD` for none.
         ends: Whether a word does, (N,).
@@ -48,13 +53,29 @@ class LexiconGraph:
         ValueError: If the lexicon has less than half of the words that can be spelled, or the model is none of words.
     """
 
-    def __init__(self, model: NgramModel, lexicon: Lexicon, phones: Sequence[str], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: NgramModel,
+        lexicon: Lexicon,
+        phones: Sequence[str],
+        tokenizer: Tokenizer,
+        *,
+        expected: Mapping[str, Sequence[Pronunciation]] | None = None,
+    ) -> None:
         device = next(model.buffers()).device
         if fits_tokens(model, tokenizer):
             raise ValueError("it is a language model of tokens, but lexicon search needs one of words")
         log_probs = model.score_all(model.empty(1))[0].double().clamp_min(LOG_ZERO).cpu().numpy()
         spellings = word_spellings(model, tokenizer, log_probs)
-        spoken = _spoken(spellings, lexicon, phones, log_probs)
+        self._rarest = float(log_probs[list(spellings.values())].min())
+        self._num_known = len(log_probs)
+        if expected:
+            unheard = [word for word in expected if word not in spellings]
+            spellings |= {word: number for number, word in enumerate(unheard, start=self._num_known)}
+            log_probs = np.append(log_probs, np.full(len(unheard), self._rarest))
+            lexicon = Lexicon({**lexicon.pronunciations, **expected})
+        wanted = frozenset(spellings[word] for word in expected or ())
+        spoken = _spoken(spellings, lexicon, phones, log_probs, wanted)
         sizes = np.array([len(own) for own in spoken.values()])
         words = np.array([word for own in spoken.values() for word in own])  # those that sound alike side by side
         probabilities = np.add.reduceat(np.exp(log_probs[words]), sizes.cumsum() - sizes)
@@ -70,7 +91,10 @@ class LexiconGraph:
         homophones[:-1][np.arange(sizes.max()) < sizes[:, None]] = words
         # A node is passed by all words that begin so, its own included.
         heard = np.bincount(tree.letters[1:] - 1, weights=tree.masses[1:], minlength=num_phones).astype(np.float64)
-        self.model = model
+        self.ids = spellings
+        self.num_words = len(log_probs)
+        self.parents = torch.from_numpy(tree.parents).to(device)
+        self._model = model
         self.children = torch.from_numpy(children).to(device)
         self.words = torch.from_numpy(homophones[tree.words]).to(device)
         self.ends = self.words[:, 0] != NO_WORD
@@ -79,6 +103,26 @@ class LexiconGraph:
         self.log_prior = torch.from_numpy(_log_prior(heard)).to(device)
         self._tokenizer = tokenizer
         self._spellings = {word: spelling for spelling, word in spellings.items()}
+
+    def start(self, num_rows: int) -> Tensor:
+        """Contexts at the beginning of a sentence, (R, C)."""
+        return self._model.start(num_rows)
+
+    def extend(self, contexts: Tensor, words: Tensor) -> Tensor:
+        """The contexts (R, C) with one more word each, (R,)."""
+        return self._model.extend(contexts, self._known(words))
+
+    def score(self, contexts: Tensor, words: Tensor) -> Tensor:
+        """Natural logarithms of what the model says of a word in each context, (R,) float64, at least `LOG_ZERO`."""
+        scores = self._model.score(contexts, self._known(words)[:, None])[:, 0].double().clamp_min(LOG_ZERO)
+        return scores.masked_fill(words >= self._num_known, self._rarest)
+
+    def score_end(self, contexts: Tensor) -> Tensor:
+        """Likewise of the end of the sentence."""
+        return self.score(contexts, contexts.new_full((len(contexts),), self._model.eos_id))
+
+    def _known(self, words: Tensor) -> Tensor:
+        return words.masked_fill(words >= self._num_known, self._model.unk_id)
 
     def spell(self, words: Sequence[int]) -> tuple[int, ...]:
         """Words of the model, by their ids, in the recogniser's tokens."""
@@ -95,9 +139,14 @@ def _log_prior(heard: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spoken(
-    spellings: Mapping[str, int], lexicon: Lexicon, phones: Sequence[str], log_probs: NDArray[np.float64]
+    spellings: Mapping[str, int],
+    lexicon: Lexicon,
+    phones: Sequence[str],
+    log_probs: NDArray[np.float64],
+    wanted: frozenset[int],
 ) -> dict[str, list[int]]:
-    """The ids of the words with each pronunciation, the most probable first; of phones as characters by their number.
+    """The ids of the words with each pronunciation, those that are wanted and the most probable first; of phones
+    as characters by their number.
 
     Raises:
         ValueError: As `LexiconGraph` says.
@@ -126,5 +175,5 @@ def _spoken(
         )
     for text, own in found.items():
         if len(own) > 1:
-            found[text] = sorted(own, key=lambda word: -log_probs[word])[:_MAX_HOMOPHONES]
+            found[text] = sorted(own, key=lambda word: (word not in wanted, -log_probs[word]))[:_MAX_HOMOPHONES]
     return found

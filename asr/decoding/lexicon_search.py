@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from asr.decoding.hashing import mix
+from asr.decoding.hotwords import WordHotwords
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.lexicon_graph import NO_WORD, LexiconGraph
 from asr.decoding.spelling import LOG_ZERO
@@ -30,8 +31,8 @@ _ROOT = 0
 _NO_LINK = -1
 
 # The columns of `_Rows`.
-_UTTERANCE, _NODE, _LAST, _WORD, _LINK, _HISTORY, _CONTEXT = range(7)
-_BLANK, _TOKEN, _OTHERS, _LANGUAGE, _GIVEN = range(5)
+_UTTERANCE, _NODE, _LAST, _WORD, _LINK, _HISTORY, _PHRASE, _CONTEXT = range(8)
+_BLANK, _TOKEN, _OTHERS, _LANGUAGE, _GIVEN, _EXPECTED, _SHARE = range(7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class LexiconSearchConfig:
         prior_weight: Share of the phones' prior (`LexiconGraph.log_prior`) that is taken off what CTC says of them, as
             hybrid systems do (Bourlard and Morgan 1994; Miao et al. 2015 for CTC).
         length_bonus: Added for every phone.
+        hotword_weight: Of the hotwords' bonuses.
         num_best: Most hypotheses that are returned of each utterance.
     """
 
@@ -58,6 +60,7 @@ class LexiconSearchConfig:
     ngram_weight: float = 1.0
     prior_weight: float = 0.0
     length_bonus: float = 0.0
+    hotword_weight: float = 1.0
 
 
 @dataclass(slots=True)
@@ -66,11 +69,11 @@ class _Rows:
 
     Attributes:
         numbers: Utterance; node of the begun word; CTC label of the last phone, blank for none; a word that ended just
-            now, or `NO_WORD`; link to the words before it; hash of all words that have ended; and the n-gram context,
-            (R, 6 + C) int64.
+            now, or `NO_WORD`; link to the words before it; hash of all words that have ended; state of the hotwords;
+            and the n-gram context, (R, 7 + C) int64.
         scores: CTC log-probability of all alignments that end in blank, and of those that end in the last phone;
             weighted scores of all else; the words' log-probability, with what the begun word has been given in
-            advance; and what that is, (R, 5) float64.
+            advance; what that is; and the hotwords' bonuses, likewise; (R, 7) float64.
     """
 
     numbers: Tensor
@@ -101,7 +104,7 @@ class _Rows:
     def futures(self) -> Tensor:
         """A hash of all that what may follow depends on, (R,)."""
         key = mix(self.numbers[:, _UTTERANCE], 0)
-        for column in (_NODE, _LAST, *range(_CONTEXT, self.numbers.shape[1])):
+        for column in (_NODE, _LAST, _PHRASE, *range(_CONTEXT, self.numbers.shape[1])):
             key = mix(key, self.numbers[:, column])
         return key
 
@@ -141,9 +144,10 @@ def lexicon_search(
     graph: LexiconGraph,
     config: LexiconSearchConfig,
     *,
+    hotwords: WordHotwords | None = None,
     max_tokens: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Searches the words with the best log p_ctc(phones) − prior + weight·log p(words) + bonus·phones.
+    """Searches the words with the best log p_ctc(phones) − prior + weight·log p(words) + bonus·phones + hotwords.
 
     While a word is not finished it has been given the summed unigram probability of all longer words that begin so.
 
@@ -152,13 +156,14 @@ def lexicon_search(
         lengths: Frames of each utterance, (B,) integers, at least 1.
         graph: On the device of `log_probs`.
         config: How.
+        hotwords: Phrases that have a bonus; made of this graph.
         max_tokens: Most of the recogniser's tokens that a hypothesis of each utterance may have, B numbers; by default
             as many as it likes.
 
     Returns:
         Hypotheses of each utterance in the recogniser's tokens, best first, at least one; of several pronunciations of
         the same words the best counts. Their parts are `phones`, the CTC log-probability of the phones as the beam
-        summed it, less the prior, and `ngram`. Where no words fit, `NOTHING` is found.
+        summed it, less the prior, `ngram`, and `hotwords`, where there are any. Where no words fit, `NOTHING` is found.
 
     Raises:
         ValueError: If a log-probability is not a number.
@@ -168,8 +173,8 @@ def lexicon_search(
     for frame, is_tried in enumerate(tried.flatten(1).any(dim=1).tolist()):
         here = emissions[frame]
         stayed = _stay(rows, here)
-        rows = _grow(rows, stayed, here, tried[frame], graph, links, config) if is_tried else stayed
-    return _finish(rows, links, max_tokens or [sys.maxsize] * len(lengths), graph, config)
+        rows = _grow(rows, stayed, here, tried[frame], graph, hotwords, links, config) if is_tried else stayed
+    return _finish(rows, links, max_tokens or [sys.maxsize] * len(lengths), graph, hotwords, config)
 
 
 def _prepare(
@@ -193,13 +198,13 @@ def _prepare(
 
 def _start(num_utterances: int, graph: LexiconGraph) -> _Rows:
     """The empty prefix of each utterance, as if a blank came before the first frame."""
-    contexts = graph.model.start(num_utterances)
+    contexts = graph.start(num_utterances)
     numbers = torch.zeros(num_utterances, _CONTEXT + contexts.shape[1], dtype=torch.int64, device=contexts.device)
     numbers[:, _UTTERANCE] = torch.arange(num_utterances, device=contexts.device)
     numbers[:, _HISTORY] = mix(numbers[:, _UTTERANCE], 0)  # so that no two utterances share a key
     numbers[:, _WORD], numbers[:, _LINK] = NO_WORD, _NO_LINK
     numbers[:, _CONTEXT:] = contexts
-    scores = torch.zeros(num_utterances, 5, dtype=torch.float64, device=contexts.device)
+    scores = torch.zeros(num_utterances, 7, dtype=torch.float64, device=contexts.device)
     scores[:, _TOKEN] = -math.inf
     return _Rows(numbers, scores)
 
@@ -219,6 +224,7 @@ def _grow(
     emissions: Tensor,
     tried: Tensor,
     graph: LexiconGraph,
+    hotwords: WordHotwords | None,
     links: _Links,
     config: LexiconSearchConfig,
 ) -> _Rows:
@@ -230,12 +236,16 @@ def _grow(
         emissions: Log-probabilities of the frame, (B, 1 + P).
         tried: Which phones are tried, (B, P).
         graph: For the next nodes and words.
+        hotwords: Phrases that have a bonus.
         links: Gets the words that end here.
         config: How.
     """
     bound = _best(stayed, len(emissions)) - config.beam_margin
-    longer = _join(_longer(rows, bound, emissions, tried, graph, config), stayed)
+    most = config.hotword_weight * hotwords.most if hotwords else 0.0
+    longer = _join(_longer(rows, bound - most, emissions, tried, graph, config), stayed)
     _weigh(longer, graph, config)
+    if hotwords:
+        _expect(longer, hotwords, config)
     return _choose(stayed + longer, len(emissions), graph, links, config)
 
 
@@ -305,11 +315,23 @@ def _weigh(longer: _Rows, graph: LexiconGraph, config: LexiconSearchConfig) -> N
     ended = longer.ended()
     said = graph.log_longer[longer.numbers[:, _NODE]]
     words = longer.numbers[ended, _WORD]
-    own = graph.model.score(longer.numbers[ended, _CONTEXT:], words[:, None])[:, 0].double().clamp_min(LOG_ZERO)
+    own = graph.score(longer.numbers[ended, _CONTEXT:], words)
     gains = said.index_copy(0, ended, own) - longer.scores[:, _GIVEN]
     longer.scores[:, _OTHERS] += config.ngram_weight * gains
     longer.scores[:, _LANGUAGE] += gains
     longer.scores[:, _GIVEN] = said.index_fill(0, ended, 0.0)
+
+
+def _expect(longer: _Rows, hotwords: WordHotwords, config: LexiconSearchConfig) -> None:
+    """Gives begun words a share of the bonus that they may earn, and ended ones what they do."""
+    ended = longer.ended()
+    states, earned = hotwords.advance(longer.numbers[ended, _PHRASE], longer.numbers[ended, _WORD])
+    longer.numbers[ended, _PHRASE] = states
+    shares = hotwords.given[longer.numbers[:, _NODE]]  # of the root, 0
+    gains = (shares - longer.scores[:, _SHARE]).index_add(0, ended, earned)
+    longer.scores[:, _OTHERS] += config.hotword_weight * gains
+    longer.scores[:, _EXPECTED] += gains
+    longer.scores[:, _SHARE] = shares
 
 
 def _choose(rows: _Rows, num_utterances: int, graph: LexiconGraph, links: _Links, config: LexiconSearchConfig) -> _Rows:
@@ -318,7 +340,7 @@ def _choose(rows: _Rows, num_utterances: int, graph: LexiconGraph, links: _Links
     rows = rows[rows.totals() > bound[rows.numbers[:, _UTTERANCE]]]
     ended = rows.ended()
     words = rows.numbers[ended, _WORD]
-    rows.numbers[ended, _CONTEXT:] = graph.model.extend(rows.numbers[ended, _CONTEXT:], words)
+    rows.numbers[ended, _CONTEXT:] = graph.extend(rows.numbers[ended, _CONTEXT:], words)
     rows = rows[rows.totals().argsort(descending=True, stable=True)]
     rows = rows[_ranks(rows.futures()) < config.most_alike]
     rows = rows[_ranks(rows.numbers[:, _UTTERANCE]) < config.beam_size]
@@ -336,7 +358,12 @@ def _ranks(groups: Tensor) -> Tensor:
 
 
 def _finish(
-    rows: _Rows, links: _Links, max_tokens: Sequence[int], graph: LexiconGraph, config: LexiconSearchConfig
+    rows: _Rows,
+    links: _Links,
+    max_tokens: Sequence[int],
+    graph: LexiconGraph,
+    hotwords: WordHotwords | None,
+    config: LexiconSearchConfig,
 ) -> list[list[Hypothesis]]:
     """Adds what it costs to end, and reads the words back.
 
@@ -346,16 +373,23 @@ def _finish(
     any_ends = torch.zeros(len(max_tokens), dtype=torch.bool, device=ends.device)
     any_ends[rows.numbers[ends, _UTTERANCE]] = True
     rows = rows[ends | ~any_ends[rows.numbers[:, _UTTERANCE]]]
-    end = torch.full_like(rows.numbers[:, _NODE], graph.model.eos_id)[:, None]
-    endings = graph.model.score(rows.numbers[:, _CONTEXT:], end)[:, 0].double().clamp_min(LOG_ZERO)
+    endings = graph.score_end(rows.numbers[:, _CONTEXT:])
     endings = torch.where(rows.numbers[:, _NODE] == _ROOT, endings, LOG_ZERO)
-    totals, order = (rows.totals() + config.ngram_weight * endings).sort(descending=True, stable=True)
-    heard, language = rows.either()[order].tolist(), (rows.scores[:, _LANGUAGE] + endings)[order].tolist()
+    totals = rows.totals() + config.ngram_weight * endings
+    expected = rows.scores[:, _EXPECTED]
+    if hotwords:  # nothing follows that could still bring what is pending
+        pending = rows.scores[:, _SHARE] + hotwords.pending[rows.numbers[:, _PHRASE]]
+        totals, expected = totals - config.hotword_weight * pending, expected - pending
+    totals, order = totals.sort(descending=True, stable=True)
+    parts = {"phones": rows.either(), "ngram": rows.scores[:, _LANGUAGE] + endings}
+    if hotwords:
+        parts["hotwords"] = expected
+    values = torch.stack(list(parts.values()), dim=1)[order].tolist()
     read, last_links = links.reader(), rows.numbers[order, _LINK].tolist()
     known: set[tuple[int, tuple[int, ...]]] = set()
     found: list[list[Hypothesis]] = [[] for _ in max_tokens]
-    for utterance, link, total, phones, ngram in zip(
-        rows.numbers[order, _UTTERANCE].tolist(), last_links, totals.tolist(), heard, language, strict=True
+    for utterance, link, total, own_parts in zip(
+        rows.numbers[order, _UTTERANCE].tolist(), last_links, totals.tolist(), values, strict=True
     ):
         own = found[utterance]
         if len(own) == config.num_best or not math.isfinite(total):
@@ -365,5 +399,5 @@ def _finish(
             known.add((utterance, words))
             tokens = graph.spell(words)
             if len(tokens) <= max_tokens[utterance]:
-                own.append(Hypothesis(tokens, total, {"phones": phones, "ngram": ngram}))
+                own.append(Hypothesis(tokens, total, dict(zip(parts, own_parts, strict=True))))
     return [own or [NOTHING] for own in found]

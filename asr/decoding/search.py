@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asr.decoding.beam import beam_search
 from asr.decoding.ctc import CtcScorer, greedy_search
+from asr.decoding.hotwords import WordHotwords
 from asr.decoding.hypothesis import Hypothesis
 from asr.decoding.lexicon_graph import LexiconGraph
 from asr.decoding.lexicon_search import LexiconSearchConfig, lexicon_search
@@ -98,6 +99,7 @@ class DecodingConfig:
         lm: Language models.
         hotwords: A file of words and phrases that are expected, one a line; None for none.
         hotword_bonus: What a phrase without a weight of its own in that file adds to a hypothesis that has it.
+        hotword_language: In `lexicon`, the voice of espeak-ng that says hotwords which the lexicon lacks.
     """
 
     mode: str = "greedy"
@@ -114,6 +116,7 @@ class DecodingConfig:
     lm: FusionConfig = field(default_factory=FusionConfig)
     hotwords: Path | None = None
     hotword_bonus: float = 3.0
+    hotword_language: str = "en-us"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -146,7 +149,7 @@ class DecodingConfig:
             "lm.ngram": (self.lm.ngram, MODES[1:]),
             "lm.neural": (self.lm.neural, (*_NEED_DECODER, "lexicon")),
             "lm.internal_weight": (self.lm.internal_weight, TOKEN_LM_MODES),
-            "hotwords": (self.hotwords, MODES[1:-1]),
+            "hotwords": (self.hotwords, MODES[1:]),
             "lexicon": (self.lexicon, ("lexicon",)),
             "prior_weight": (self.prior_weight, ("lexicon",)),
         }
@@ -226,8 +229,9 @@ class Search:
         ngram: Scores by the model that `config.lm.ngram` names.
         neural: Scores of tokens by the model that `config.lm.neural` names, for `attention` and `joint`.
         sentences: Scores of whole sentences by that model, for the modes with a second pass.
-        hotwords: Scores by the phrases that `config.hotwords` names.
+        hotwords: Scores by the phrases that `config.hotwords` names, but for `lexicon`.
         lexicon: The words of the model that `config.lm.ngram` names, over the phones in `config.lexicon`.
+        word_hotwords: Scores by the phrases that `config.hotwords` names, for `lexicon`.
 
     Raises:
         ValueError: If the mode needs a decoder and the model has none, or a lexicon and there is none.
@@ -243,6 +247,7 @@ class Search:
         sentences: SentenceScorer | None = None,
         hotwords: Scorer[Any] | None = None,
         lexicon: LexiconGraph | None = None,
+        word_hotwords: WordHotwords | None = None,
     ) -> None:
         if config.mode in _NEED_DECODER and model.decoder is None:
             raise ValueError(
@@ -253,7 +258,7 @@ class Search:
             raise ValueError(LEXICON_NEEDS)
         self.model, self.config = model, config
         self._ngram, self._neural, self._sentences = ngram, neural, sentences
-        self._hotwords, self._lexicon = hotwords, lexicon
+        self._hotwords, self._lexicon, self._word_hotwords = hotwords, lexicon, word_hotwords
 
     @torch.inference_mode()
     def __call__(self, encoding: Encoding) -> list[Recognition]:
@@ -330,6 +335,7 @@ class Search:
             ngram_weight=ngram_weight,
             prior_weight=config.prior_weight,
             length_bonus=config.length_bonus / weight,
+            hotword_weight=1 / weight,
             num_best=max(config.num_best, _RANKED_ANEW),
         )
         log_probs = self.model.phone_log_probs(encoding.frames)
@@ -337,9 +343,11 @@ class Search:
         # a letter, nobody speaks.
         silent = [not each.tokens for each in greedy_search(encoding.log_probs, encoding.lengths)]
         lengths = encoding.lengths.masked_fill(torch.tensor(silent, device=encoding.lengths.device), 0)
-        heard = lexicon_search(log_probs, lengths, lexicon, settings, max_tokens=lengths.tolist())
+        heard = lexicon_search(
+            log_probs, lengths, lexicon, settings, hotwords=self._word_hotwords, max_tokens=lengths.tolist()
+        )
         found = add_ctc(heard, encoding.log_probs, encoding.lengths)
-        weights = {"phones": weight, "ngram": config.lm.ngram_weight}
+        weights = {"phones": weight, "ngram": config.lm.ngram_weight, "hotwords": 1.0}
         return self._rescore(encoding, found, weights, share=1 - weight)
 
     def _rescore(

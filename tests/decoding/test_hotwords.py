@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from bonuses import count_bonuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,16 +30,6 @@ PHRASES = st.dictionaries(
     min_size=1,
     max_size=6,
 )
-
-
-def count_bonuses(phrases: dict[str, float], text: str) -> float:
-    """The sum over all phrases and all places of a text where their words stand."""
-    words = text.split()
-    total = 0.0
-    for phrase, bonus in phrases.items():
-        own = phrase.split()
-        total += bonus * sum(words[start : start + len(own)] == own for start in range(len(words)))
-    return total
 
 
 def token_scores(scorer: HotwordScorer, tokens: Sequence[int]) -> tuple[list[float], list[float]]:

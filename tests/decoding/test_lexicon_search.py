@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from alignments import transcript_probabilities
+from bonuses import count_bonuses
 from random_ngrams import make_model
 from torch import Tensor
 
+from asr.decoding.hotwords import WordHotwords
 from asr.decoding.hypothesis import Hypothesis
-from asr.decoding.lexicon_graph import LexiconGraph
+from asr.decoding.lexicon_graph import NO_WORD, LexiconGraph
 from asr.decoding.lexicon_search import NOTHING, LexiconSearchConfig, lexicon_search
 from asr.decoding.spelling import LOG_ZERO
 from asr.pronunciation import Lexicon
@@ -40,8 +42,8 @@ FORMS = [
 ]
 
 
-def make_graph() -> LexiconGraph:
-    return LexiconGraph(MODEL, LEXICON, PHONES, TOKENIZER)
+def make_graph(expected: dict[str, list[tuple[str, ...]]] | None = None) -> LexiconGraph:
+    return LexiconGraph(MODEL, LEXICON, PHONES, TOKENIZER, expected=expected)
 
 
 def make_log_probs(*shape: int, seed: int, sharpness: float = 1.0) -> Tensor:
@@ -339,6 +341,69 @@ def test_log_probabilities_that_are_no_numbers_are_an_error() -> None:
     log_probs[0, 1, 2] = math.nan
     with pytest.raises(ValueError, match=r"^the CTC log-probabilities have NaN in them"):
         search(log_probs)
+
+
+PHRASES = {"two at": 2.0, "at a": 1.5, "a": -0.7, "tau": 3.0, "tau to": 0.5, "too": 0.25}
+EXPECTED = {"tau": [("t", "a", "u")], **{word: SPOKEN[word] for word in ("two", "at", "a", "to", "too")}}
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_every_sentence_gets_the_bonuses_of_its_phrases(weight: float) -> None:
+    """Whatever was given in advance within words and phrases is settled; all else is as without."""
+    graph, log_probs = make_graph(EXPECTED), make_log_probs(1, 6, seed=4)
+    config = LexiconSearchConfig(beam_size=9000, num_best=10**6, most_alike=9000, hotword_weight=weight)
+    hotwords = WordHotwords(PHRASES, TOKENIZER, graph)
+    [plain] = lexicon_search(log_probs, torch.tensor([6]), graph, config)
+    [found] = lexicon_search(log_probs, torch.tensor([6]), graph, config, hotwords=hotwords)
+    others = {each.tokens: each for each in plain}
+    assert len(found) == len(plain) > 200
+    assert sum("tau" in said(each) for each in found) > 10
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+    for each in found:
+        bonus = count_bonuses(PHRASES, " ".join(said(each)))
+        other = others.pop(each.tokens)
+        assert each.parts["hotwords"] == pytest.approx(bonus, abs=1e-9)
+        assert each.score == pytest.approx(other.score + weight * bonus, abs=1e-6)
+        assert {**other.parts, "hotwords": bonus} == pytest.approx(each.parts, abs=1e-6)
+
+
+def test_single_words_need_no_state_of_their_own() -> None:
+    graph = make_graph(EXPECTED)
+    assert WordHotwords(dict.fromkeys(["two", "at", "a", "tau"], 2.0), TOKENIZER, graph).pending.tolist() == [0.0]
+    assert len(WordHotwords({"two at a": 3.0, "two": 1.0}, TOKENIZER, graph).pending) == 3
+
+
+def test_a_hotword_is_found_that_would_be_dropped_before_it_ends() -> None:
+    graph = make_graph({"atta": SPOKEN["atta"]})
+    log_probs = make_log_probs(1, 7, seed=5)
+    hotwords = WordHotwords({"atta": 30.0}, TOKENIZER, graph)
+    config = LexiconSearchConfig(beam_size=2, beam_margin=6.0)
+    [plain] = lexicon_search(log_probs, torch.tensor([7]), graph, config)
+    [found] = lexicon_search(log_probs, torch.tensor([7]), graph, config, hotwords=hotwords)
+    assert "atta" not in said(plain[0])
+    assert "atta" in said(found[0])
+
+
+def test_a_word_that_the_model_lacks_is_as_probable_as_its_rarest() -> None:
+    graph = make_graph({"tau": [("t", "a", "u")]})
+    [found] = lexicon_search(
+        make_log_probs(1, 4, seed=6), torch.tensor([4]), graph, LexiconSearchConfig(beam_size=3000, num_best=10**6)
+    )
+    end = MODEL.score(MODEL.extend(MODEL.start(1), torch.tensor([MODEL.unk_id])), torch.tensor([[MODEL.eos_id]]))
+    parts = {said(each): each.parts["ngram"] for each in found}
+    spoken = [MODEL.ids([word])[0] for word in WORDS]
+    assert parts["tau",] == pytest.approx(float(UNIGRAMS[spoken].min()) + float(end), abs=1e-5)
+    assert graph.spell([graph.ids["tau"]]) == tuple(TOKENIZER.encode("tau"))
+
+
+def test_a_hotword_is_among_those_that_sound_alike_however_many_there_are() -> None:
+    words = ["one", "won", "wan", "uon", "huon"]
+    lexicon = Lexicon({word: [("a",)] for word in words})
+    tokenizer = CharTokenizer.train(words)
+    graph = LexiconGraph(make_model(words), lexicon, PHONES, tokenizer, expected={"unon": [("a",)]})
+    ending = graph.words[graph.words[:, 0] != NO_WORD]
+    assert ending[0, 0] == graph.ids["unon"]
+    assert ending.shape == (1, 4)
 
 
 @pytest.mark.gpu

@@ -346,11 +346,6 @@ def test_a_beam_larger_than_the_vocabulary_and_a_single_frame_are_fine(mode: str
             {"mode": "joint", "lexicon": Path("lexicon.txt")},
             "decoding.lexicon is lexicon.txt, which has no place in mode 'joint'; leave it out, or take mode lexicon",
         ),
-        (
-            {"mode": "lexicon", "hotwords": Path("names.txt")},
-            "decoding.hotwords is names.txt, which has no place in mode 'lexicon'; leave it out, or take mode "
-            "prefix_beam or attention or joint or rescore",
-        ),
         ({"beam_size": 0}, "decoding.beam_size is 0; it must be at least 1"),
         ({"num_best": 0}, "decoding.num_best is 0; it must be at least 1"),
         ({"ctc_weight": 0.0}, "decoding.ctc_weight is 0.0; it must be in (0, 1]"),
@@ -365,7 +360,7 @@ def test_a_beam_larger_than_the_vocabulary_and_a_single_frame_are_fine(mode: str
         (
             {"mode": "greedy", "hotwords": Path("names.txt")},
             "decoding.hotwords is names.txt, which has no place in mode 'greedy'; leave it out, or take mode "
-            "prefix_beam or attention or joint or rescore",
+            "prefix_beam or attention or joint or rescore or lexicon",
         ),
         (
             {"mode": "prefix_beam", "lm": FusionConfig(neural=Path("lm"))},
