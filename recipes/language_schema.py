@@ -57,6 +57,8 @@ class MakeLexiconRecipe:
 class TrainLmRecipe(LanguageTrainingConfig):
     """`recipes/train_lm.py`: text to a language model and its perplexity.
 
+    Its tokens are those of `recognizer`, of the model that `init_from` names, or `pieces` of its own: one is set.
+
     Attributes:
         name: Names the run and its folder, runs/NAME.
         recognizer: The model folder or run folder of a recogniser, whose tokens it takes, so that it can share in any
@@ -85,10 +87,11 @@ class TrainLmRecipe(LanguageTrainingConfig):
         LanguageTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
         if self.pieces < 0:
             raise ValueError(f"pieces is {self.pieces}; it must not be negative")
-        if (self.recognizer is None) == (not self.pieces):
+        if sum([self.recognizer is not None, self.pieces > 0, self.init_from is not None]) != 1:
             raise ValueError(
-                f"recognizer is {self.recognizer} and pieces is {self.pieces}; set one: recognizer=… for a model over "
-                "that recogniser's tokens, or pieces=4000 for one over pieces of words, to rank what was found"
+                f"recognizer is {self.recognizer}, pieces is {self.pieces}, init_from is {self.init_from}; set one: "
+                "recognizer=… for a model over that recogniser's tokens, pieces=4000 for one over pieces of words, to "
+                "rank what was found, or init_from=… to go on from a model with its tokens"
             )
         if self.tracking not in TRACKERS:
             raise ValueError(f"tracking is {self.tracking!r}; choose one of {', '.join(TRACKERS)}")

@@ -16,8 +16,8 @@ def run(recipe: TrainLmRecipe) -> None:
     """Reads the texts, trains, and prints the perplexity of the chosen model."""
     folder, device = run_folder(), pick_device(recipe.device, num_threads=recipe.num_threads)
     write_config(recipe, folder)
-    if recipe.recognizer is not None:
-        tokenizer = read_tokenizer(find_model(recipe.recognizer))
+    if (known := recipe.recognizer or recipe.init_from) is not None:
+        tokenizer = read_tokenizer(find_model(known))
     else:
         texts = list(read_texts(recipe.texts))
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from asr.checkpoint import fill_weights, find_model
 from asr.data.sentence_batches import SentenceBatch, SentenceBatches
 from asr.data.sentences import SentenceLoaderConfig, Sentences
 from asr.decoding.neural_lm import sequence_log_probs
@@ -29,9 +30,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class LanguageTrainingConfig:
-    """All that decides what a language model learns, beside its text and its tokenizer."""
+    """All that decides what a language model learns, beside its text and its tokenizer.
+
+    Attributes:
+        seed: Of the first weights and the order of the sentences.
+        lm: Sizes.
+        loader: How sentences form batches.
+        optim: The optimiser.
+        trainer: The loop.
+        init_from: Folder of a language model, or of the run that made it, whose weights training starts from, in place
+            of random ones; sizes and tokens must be those of it.
+    """
 
     seed: int = 1
+    init_from: Path | None = None
     lm: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     loader: SentenceLoaderConfig = field(default_factory=SentenceLoaderConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -142,14 +154,21 @@ def train_language_model(
         The folder of the chosen model.
 
     Raises:
-        ValueError: If the folder holds another run.
+        FileNotFoundError: If there is no such model as `init_from` names.
+        ValueError: If the folder holds another run, or `init_from` names a model of other sizes.
         Interrupted: After SIGINT or SIGTERM, with everything saved.
         TrainingError: If training cannot go on.
     """
     refuse_other_model(folder, config.lm, tokenizer)
     team = team or Team()
     torch.manual_seed(config.seed)
-    model = build_language_model(config.lm, tokenizer).to(device)
+    model = build_language_model(config.lm, tokenizer)
+    if config.init_from:
+        start = find_model(config.init_from)
+        refuse_other_sizes(start, config.lm)
+        fill_weights(model, start)
+        logger.info("starting from the weights of %s", config.init_from)
+    model.to(device)
     team.draw_apart(config.seed)
     max_batch_tokens = config.loader.max_batch_tokens
     batches = SentenceBatches(
@@ -170,6 +189,18 @@ def train_language_model(
         team=team,
     )
     return trainer.run()
+
+
+def refuse_other_sizes(start: Path, config: LanguageModelConfig) -> None:
+    """Checks that the weights which training starts from are of these sizes.
+
+    Raises:
+        ValueError: If not; the message has all the overrides that mend it.
+    """
+    has, asked = asdict(load_tokenizer_and_lm_config(start)[1]), asdict(config)
+    mending = [f"lm.{key}={value}" for key, value in has.items() if key != "dropout" and asked[key] != value]
+    if mending:
+        raise ValueError(f"init_from: {start} has other sizes; to start from it, set {' '.join(mending)}")
 
 
 def refuse_other_model(folder: Path, config: LanguageModelConfig, tokenizer: Tokenizer) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 import train_lm
 import yaml
 
@@ -94,6 +95,24 @@ def test_a_model_may_have_pieces_of_words_of_its_own(tmp_path: Path, arguments: 
         loaded.check_tokens(tiny.make_tokenizer())
 
 
+def test_training_may_start_from_another_model(tmp_path: Path, arguments: list[str], run: Callable[..., None], caplog):
+    run(*arguments)
+    (tmp_path / "checkpoints").rename(tmp_path / "before")
+    (tmp_path / "model").rename(tmp_path / "start")
+    start = load_language_model(tmp_path / "start")
+    adapt = [*arguments, "recognizer=null", f"init_from={tmp_path / 'start'}"]
+    with caplog.at_level("INFO"):
+        run(*adapt, "optim.lr=1e-12", "lm.dropout=0.1", "trainer.average=none")
+    assert f"starting from the weights of {tmp_path / 'start'}" in caplog.text
+    adapted = load_language_model(tmp_path)
+    adapted.check_tokens(start.tokenizer)
+    for name, weight in start.model.state_dict().items():
+        torch.testing.assert_close(adapted.model.state_dict()[name], weight, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"^init_from: .*start has other sizes; .* set lm\.num_layers=2$"):
+        (tmp_path / "checkpoints").rename(tmp_path / "after")
+        run(*adapt, "lm.num_layers=1")
+
+
 def test_a_number_of_pieces_that_the_texts_do_not_allow_is_named(arguments: list[str], run: Callable[..., None]):
     with pytest.raises(ValueError, match=r"^pieces is 4000: a BPE vocabulary .* is too large .*take at most"):
         run(*arguments, "recognizer=null", "pieces=4000")
@@ -104,7 +123,12 @@ def test_a_number_of_pieces_that_the_texts_do_not_allow_is_named(arguments: list
     [
         ("pieces=9", ValueError, "recognizer is /"),
         ("pieces=-1", ValueError, "pieces is -1; it must not be negative"),
-        ("recognizer=null", ValueError, "recognizer is None and pieces is 0; set one: recognizer=… for a model over"),
+        (
+            "recognizer=null",
+            ValueError,
+            "recognizer is None, pieces is 0, init_from is None; set one: recognizer=…",
+        ),
+        ("init_from=runs/lm", ValueError, "recognizer is /"),
         ("recognizer=/nowhere", FileNotFoundError, "/nowhere: no such model; give a model folder or the folder of a"),
         ("texts=[/nowhere.txt]", FileNotFoundError, "/nowhere.txt: no such text; give files with a sentence a line"),
         ("texts=[]", ValueError, "there is no usable sentence in an empty list of texts"),
