@@ -218,7 +218,8 @@ class AverageModelsRecipe:
     """`recipes/average_models.py`: the mean of the weights of several models.
 
     Attributes:
-        models: Model folders and run folders, of like sizes and the same tokens.
+        models: Model folders and run folders, all of recognisers or all of language models, of like sizes and the same
+            tokens.
         shares: The weight of each, above 0, in any unit; by default all are equal.
         output: A run folder to be; the model goes under its `model/`.
     """

@@ -10,6 +10,8 @@ import tiny
 import torch
 
 from asr import checkpoint
+from asr.lm_checkpoint import load_language_model, save_language_model
+from asr.nn.lm import LanguageModel, LanguageModelConfig
 
 
 @pytest.fixture
@@ -29,6 +31,25 @@ def test_the_weighted_mean_becomes_a_model(compose: Callable[..., Any], models, 
         torch.testing.assert_close(weight, 0.75 * first[name] + 0.25 * second[name])
     training = checkpoint.load(tmp_path / "mean").training
     assert [each["share"] for each in training["average_of"]] == [3, 1]
+
+
+def test_so_does_that_of_language_models(compose: Callable[..., Any], tmp_path):
+    config = LanguageModelConfig(num_layers=1, width=8, num_heads=2, feedforward_width=16)
+    models = [LanguageModel(config, vocab_size=tiny.make_tokenizer().vocab_size) for _ in range(2)]
+    for number, model in enumerate(models):
+        save_language_model(
+            tmp_path / f"{number}",
+            model.state_dict(),
+            config=config,
+            tokenizer=tiny.make_tokenizer(),
+            training={"steps": 3, "seconds": 1.5},
+        )
+    average_models.run(compose("average_models", f"models=[{tmp_path}/0,{tmp_path}/1]", f"output={tmp_path}/mean"))
+    mean = load_language_model(tmp_path / "mean")
+    first, second = (model.state_dict() for model in models)
+    for name, weight in mean.model.state_dict().items():
+        torch.testing.assert_close(weight, (first[name] + second[name]) / 2)
+    assert (mean.training["steps"], mean.training["seconds"]) == (6, 3.0)
 
 
 @pytest.mark.parametrize(
