@@ -1,7 +1,7 @@
 """Averages the weights of models: python recipes/average_models.py 'models=[runs/a,runs/b]' output=runs/ab
 
 Runs that started from the same weights often have an average that is better than each of them (Wortsman et al. 2022,
-"Model soups"): recognisers, and language models, one of which went on from the other (`recipes/train_lm.py init_from=…`).
+"Model soups"): recognisers, and language models, one of which went on from the other (`train_lm.py init_from=…`).
 """
 
 from collections.abc import Sequence
