@@ -162,6 +162,11 @@ def add_transcribe(subparsers: "Subparsers") -> None:
         "twice for one of each; none leaves out the model's own",
     )
     parser.add_argument("--hotwords", type=Path, metavar="FILE", help="words and phrases to expect, one a line")
+    parser.add_argument(
+        "--hotword-language",
+        metavar="CODE",
+        help="voice of espeak-ng that says hotwords which a model's lexicon lacks (default: en-us)",
+    )
     parser.add_argument("--threads", type=_count, default=0, metavar="N", help="processor threads (default: 0, all)")
     parser.add_argument(
         "--precision",
@@ -182,7 +187,13 @@ def run_transcribe(args: argparse.Namespace) -> int:
         from asr.transcribe import transcribe_files
 
     folder = checkpoint.find_model(hub.locate(args.model))
-    options = SearchOptions(mode=args.decoding, beam_size=args.beam_size, lms=tuple(args.lm), hotwords=args.hotwords)
+    options = SearchOptions(
+        mode=args.decoding,
+        beam_size=args.beam_size,
+        lms=tuple(args.lm),
+        hotwords=args.hotwords,
+        hotword_language=args.hotword_language,
+    )
     decoding, tuned = choose_search(folder, options)
     failures = transcribe_files(
         checkpoint.load(folder, device=pick_device(args.device, num_threads=args.threads)),

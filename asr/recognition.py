@@ -3,7 +3,7 @@
 # B utterances, S samples
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ from asr.confidence import WordEvidence, word_evidence
 from asr.data.dataset import load_utterance
 from asr.data.manifest import Utterance
 from asr.decoding.arpa import load_ngram
-from asr.decoding.hotwords import HotwordScorer, WordHotwords, read_hotwords
+from asr.decoding.hotwords import HotwordScorer, WordHotwords, check_phrases, read_hotwords
 from asr.decoding.hypothesis import align
 from asr.decoding.lexicon_graph import LexiconGraph
 from asr.decoding.neural_lm import NeuralLmScorer, SentenceScorer
 from asr.decoding.scorers import Scorer
-from asr.decoding.search import TOKEN_LM_MODES, DecodingConfig, Encoding, Recognition, Search, encode
+from asr.decoding.search import LEXICON_NEEDS, TOKEN_LM_MODES, DecodingConfig, Encoding, Recognition, Search, encode
 from asr.decoding.spelling import fits_tokens
 from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer
 from asr.devices import pick_dtype
@@ -39,6 +39,7 @@ Item = TypeVar("Item")
 
 # Batches of a manifest that are decoded while one is recognised.
 _BATCHES_AHEAD = 2
+_LANGUAGE = "en-us"  # of hotwords, where nothing is said of it
 # A reader that hangs, in a dead network drive say, must not keep Ctrl-C from working.
 _LONGEST_WAIT_S = 2.0
 
@@ -54,7 +55,9 @@ class SearchBuilder:
         self.loaded = loaded
         self._ngrams: dict[tuple[Path, float], Scorer[Any]] = {}
         self._neural: dict[Path, LoadedLanguageModel] = {}
-        self._lexicons: dict[tuple[Path, Path, tuple[str, ...]], LexiconGraph] = {}
+        self._lexicons: dict[tuple[Path, Path], LexiconGraph] = {}
+        # With hotwords, the last alone: each has a language model of its own in memory.
+        self._with_hotwords: tuple[Any, LexiconGraph] | None = None
 
     def build(self, config: DecodingConfig) -> Search:
         """A search as the config describes it.
@@ -66,11 +69,16 @@ class SearchBuilder:
         lm, loaded = config.lm, self.loaded
         phrases = read_hotwords(config.hotwords, bonus=config.hotword_bonus) if config.hotwords is not None else {}
         lexicon = word_hotwords = hotwords = None
-        if lm.ngram and config.lexicon:
-            lexicon = self._lexicon(lm.ngram, config.lexicon, phrases, language=config.hotword_language)
-            word_hotwords = WordHotwords(phrases, loaded.tokenizer, lexicon) if phrases else None
+        if phrases and config.lexicon:
+            check_phrases(phrases, loaded.tokenizer)
+            # What is to be avoided need not be made possible.
+            words = tuple(sorted({word for phrase, bonus in phrases.items() if bonus > 0 for word in phrase.split()}))
+            lexicon = self._expecting(config, words)
+            word_hotwords = WordHotwords(phrases, loaded.tokenizer, lexicon)
         elif phrases:
             hotwords = HotwordScorer(phrases, loaded.tokenizer, device=loaded.device)
+        elif lm.ngram and config.lexicon:
+            lexicon = self._lexicon(lm.ngram, config.lexicon)
         return Search(
             loaded.model,
             config,
@@ -82,21 +90,35 @@ class SearchBuilder:
             word_hotwords=word_hotwords,
         )
 
-    def _lexicon(self, ngram: Path, lexicon: Path, phrases: Iterable[str], *, language: str) -> LexiconGraph:
-        words = tuple(sorted({word for phrase in phrases for word in phrase.split()}))
-        key = (ngram, lexicon, words)
+    def _expecting(self, config: DecodingConfig, words: tuple[str, ...]) -> LexiconGraph:
+        if config.lm.ngram is None or config.lexicon is None:
+            raise ValueError(LEXICON_NEEDS)
+        language = config.hotword_language or _LANGUAGE
+        key = (config.lm.ngram, config.lexicon, words, language)
+        if self._with_hotwords is None or self._with_hotwords[0] != key:
+            self._with_hotwords = None  # makes room before
+            self._with_hotwords = key, self._load_lexicon(*key)
+        return self._with_hotwords[1]
+
+    def _lexicon(self, ngram: Path, lexicon: Path) -> LexiconGraph:
+        key = (ngram, lexicon)
         if key not in self._lexicons:
-            loaded = self.loaded
-            if not loaded.config.phones:
-                raise ValueError(
-                    f"{loaded.path}: this model knows no phones, so decoding.mode 'lexicon' is not for it; "
-                    "use another, or train it with lexicon=… and loss.phone_weight above 0"
-                )
-            with without_collections():
-                self._lexicons[key] = self._load_lexicon(ngram, lexicon, words, language=language)
+            self._lexicons[key] = self._load_lexicon(ngram, lexicon)
         return self._lexicons[key]
 
-    def _load_lexicon(self, ngram: Path, lexicon: Path, words: Sequence[str], *, language: str) -> LexiconGraph:
+    def _load_lexicon(
+        self, ngram: Path, lexicon: Path, words: Sequence[str] = (), language: str = _LANGUAGE
+    ) -> LexiconGraph:
+        """Also of words that neither may have."""
+        if not self.loaded.config.phones:
+            raise ValueError(
+                f"{self.loaded.path}: this model knows no phones, so decoding.mode 'lexicon' is not for it; "
+                "use another, or train it with lexicon=… and loss.phone_weight above 0"
+            )
+        with without_collections():
+            return self._read_lexicon(ngram, lexicon, words, language)
+
+    def _read_lexicon(self, ngram: Path, lexicon: Path, words: Sequence[str], language: str) -> LexiconGraph:
         loaded = self.loaded
         with ThreadPoolExecutor(1) as thread:  # which mostly decompresses, and that leaves Python's lock alone
             loading = thread.submit(load_ngram, ngram)
@@ -149,24 +171,30 @@ def _spoken(
         ValueError: If there is none of a word.
     """
     inventory = set(phones)
-    rules = Lexicon({})
-    if missing := [word for word in words if word not in lexicon.pronunciations]:
+    known = lexicon.pronunciations
+    found = {word: list(known[word]) for word in words if word in known}
+    if missing := [word for word in words if word not in found]:
         from asr.data.lexicons import espeak_lexicon  # with what few need
 
+        named = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         try:
-            rules = espeak_lexicon(missing, language=language)
+            rules = espeak_lexicon(missing, language=language).pronunciations
+            found |= {word: list(own) for word, own in rules.items()}
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"hotword {missing[0]!r} is not in the lexicon, and has no pronunciation by rule ({error}); leave it "
-                "out, or take decoding joint"
+                f"hotwords that the lexicon lacks have no pronunciation by rule ({error}): {named}; leave them out, or "
+                "take decoding prefix_beam or joint"
             ) from None
-    found = {}
     for word in words:
-        known = lexicon.pronunciations.get(word) or rules.pronunciations.get(word, ())
-        found[word] = [each for each in known if inventory.issuperset(each)]
-        if not found[word]:
-            heard = f"is spoken as {' '.join(known[0])!r}, in phones that" if known else "has no sound that"
-            raise ValueError(f"hotword {word!r} {heard} the model does not know; leave it out, or take decoding joint")
+        if word not in found:
+            raise ValueError(f"hotword {word!r} is not in the lexicon, and espeak-ng says nothing of it; leave it out")
+        own = [each for each in found[word] if inventory.issuperset(each)]
+        if not own:
+            raise ValueError(
+                f"hotword {word!r} is spoken as {' '.join(found[word][0])!r}, in phones that the model does not know; "
+                "leave it out, or take decoding prefix_beam or joint"
+            )
+        found[word] = own
     return found
 
 

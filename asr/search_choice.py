@@ -27,12 +27,14 @@ class SearchOptions:
         lms: Language models: files of n-grams, folders of neural models, at most one of each. A file takes the place of
             the folder's own of its kind. `none` alone leaves these out.
         hotwords: A file of words and phrases to expect.
+        hotword_language: The voice of espeak-ng that says those which the folder's lexicon lacks.
     """
 
     mode: str | None = None
     beam_size: int | None = None
     lms: tuple[Path, ...] = ()
     hotwords: Path | None = None
+    hotword_language: str | None = None
 
 
 def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig, TunedSearch]:
@@ -77,6 +79,7 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
         mode=mode,
         lm=FusionConfig(ngram=models.get("ngram"), neural=models.get("neural")),
         hotwords=options.hotwords,
+        hotword_language=options.hotword_language,
         lexicon=lexicon,
     )
     tuned = find_tuned(folder, config)

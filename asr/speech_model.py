@@ -64,6 +64,7 @@ class SpeechModel:
         beam_size: int | None = None,
         lm: str | Path | None = None,
         hotwords: str | Path | None = None,
+        hotword_language: str | None = None,
     ) -> Transcript:
         """Transcribes one audio file, or an open stream of one.
 
@@ -74,6 +75,7 @@ class SpeechModel:
             beam_size: Of a beam search; by default what the model proposes, else 10.
             lm: A file of n-grams or the folder of a neural language model; `none` leaves out the model's own.
             hotwords: A file of words and phrases to expect, one a line.
+            hotword_language: The voice of espeak-ng that says those which a lexicon lacks; by default "en-us".
 
         Raises:
             AudioError: If the audio cannot be read; file and reason are named.
@@ -85,8 +87,11 @@ class SpeechModel:
             beam_size=beam_size,
             lms=() if lm is None else (Path(lm),),
             hotwords=None if hotwords is None else Path(hotwords),
+            hotword_language=hotword_language,
         )
         if options not in self._transcribers:
+            if options.hotwords:  # one list at a time: each has tables of its own
+                self._transcribers = {each: own for each, own in self._transcribers.items() if not each.hotwords}
             config, tuned = choose_search(self.loaded.path, options)
             self._transcribers[options] = Transcriber(self.loaded, decoding=config, tuned=tuned, builder=self._builder)
         return self._transcribers[options](Path(source) if isinstance(source, str) else source)

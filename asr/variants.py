@@ -9,6 +9,7 @@ from typing import Any
 from asr.confidence import UNCALIBRATED, Calibration
 from asr.decoding.search import LEXICON_NEEDS, DecodingConfig, FusionConfig
 
+_WITHOUT_LEXICON = {"lexicon": None, "prior_weight": 0.0, "hotword_language": None}
 LANGUAGE_MODELS = ("none", "ngram", "neural", "ngram+neural")
 
 
@@ -52,11 +53,8 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
             )
             if not impossible:
                 hotwords = None if mode == "greedy" else base.hotwords
-                lexicon, prior = (base.lexicon, base.prior_weight) if mode == "lexicon" else (None, 0.0)
-                name = "+".join([mode, *parts])
-                found[name] = replace(
-                    base, mode=mode, lm=fusion, hotwords=hotwords, lexicon=lexicon, prior_weight=prior
-                )
+                own: dict[str, Any] = {} if mode == "lexicon" else _WITHOUT_LEXICON
+                found["+".join([mode, *parts])] = replace(base, mode=mode, lm=fusion, hotwords=hotwords, **own)
         if mode == "lexicon" and (base.lexicon is None or base.lm.ngram is None):
             raise ValueError(LEXICON_NEEDS)
         if not any(name.split("+")[0] == mode for name in found):

@@ -5,6 +5,8 @@ Runs that started from the same weights often have an average that is better tha
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from launching import launch
 from schema import AverageModelsRecipe
@@ -23,6 +25,7 @@ def run(recipe: AverageModelsRecipe) -> None:
         for what, own, its in (
             ("tokens", first.tokenizer.tokens, other.tokenizer.tokens),
             ("phones", *(getattr(each.config, "phones", None) for each in (first, other))),
+            ("sizes", _sizes(asdict(first.config)), _sizes(asdict(other.config))),
         ):
             if own != its:
                 raise ValueError(f"{path} has other {what} than {recipe.models[0]}; only like models can be averaged")
@@ -37,6 +40,15 @@ def run(recipe: AverageModelsRecipe) -> None:
     else:
         checkpoint.save(folder, mean, config=first.config, tokenizer=first.tokenizer, training=training)
     print(folder)
+
+
+def _sizes(settings: dict[str, Any]) -> dict[str, Any]:
+    """All settings but those that shape nothing."""
+    return {
+        name: _sizes(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if "dropout" not in name and name != "intermediate_layers"
+    }
 
 
 def _training(recipe: AverageModelsRecipe, loaded: Sequence[LoadedModel | LoadedLanguageModel]) -> dict[str, object]:

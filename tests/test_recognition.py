@@ -230,15 +230,15 @@ def test_hotwords_take_part_in_lexicon_search_and_those_that_are_not_in_it_are_s
 
     monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", rules)
     builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
-    (tmp_path / "names.txt").write_text("bab ab\t500\nc\n")
+    (tmp_path / "names.txt").write_text("bab\t6\n")
     search = builder.build(replace(config, hotwords=tmp_path / "names.txt", hotword_language="de"))
     assert asked == [(["bab"], "de")]
     noise = tiny.noise(9000)[None]
     [found] = search(encode(builder.loaded.model, noise, torch.tensor([9000])))
     [plain] = builder.build(config)(encode(builder.loaded.model, noise, torch.tensor([9000])))
-    assert "bab ab" in builder.loaded.tokenizer.decode(found.best.tokens)
+    assert "bab" in builder.loaded.tokenizer.decode(found.best.tokens)
     assert "bab" not in builder.loaded.tokenizer.decode(plain.best.tokens)
-    assert found.best.parts["hotwords"] >= 500
+    assert found.best.parts["hotwords"] >= 6
     assert "hotwords" not in plain.best.parts
 
 
@@ -252,8 +252,8 @@ def test_a_hotword_without_a_pronunciation_is_named(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", missing)
     message = (
-        r"^hotword 'bab' is not in the lexicon, and has no pronunciation by rule \(espeakng-loader is not installed\); "
-        r"leave it out, or take decoding joint$"
+        r"^hotwords that the lexicon lacks have no pronunciation by rule \(espeakng-loader is not installed\): 'bab'; "
+        r"leave them out, or take decoding prefix_beam or joint$"
     )
     with pytest.raises(ValueError, match=message):
         builder.build(config)
@@ -262,7 +262,7 @@ def test_a_hotword_without_a_pronunciation_is_named(tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match=message):
         builder.build(config)
     monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", lambda words, language: Lexicon({"a": [("x",)]}))
-    with pytest.raises(ValueError, match=r"^hotword 'bab' has no sound that the model does not know; leave"):
+    with pytest.raises(ValueError, match=r"^hotword 'bab' is not in the lexicon, and espeak-ng says nothing of"):
         builder.build(config)
 
 

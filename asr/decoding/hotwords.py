@@ -32,6 +32,7 @@ LARGEST_BONUS = 1000.0
 _ROOT = 0  # inside a word that begins no phrase
 _START = 1  # behind a space, where a phrase may begin; also the beginning of the text
 _SPACE = 0  # column of the space
+_MOST_GIVEN = 8.0  # in advance, by `WordHotwords`
 _OTHER = -1  # of all characters that no phrase has, the last
 
 
@@ -62,7 +63,7 @@ class HotwordScorer:
 
     def __init__(self, phrases: Mapping[str, float], tokenizer: Tokenizer, *, device: torch.device) -> None:
         texts = tokenizer.texts
-        automaton = _build_automaton(_checked_phrases(phrases, frozenset("".join(texts))))
+        automaton = _build_automaton(check_phrases(phrases, tokenizer))
         next_states, scores = _token_tables(automaton, texts)
         self.next_states = torch.from_numpy(next_states).to(device)  # (S, V) int32
         self.scores = torch.from_numpy(scores).to(device)  # (S, V) float32
@@ -83,13 +84,14 @@ class HotwordScorer:
 class WordHotwords:
     """The same bonuses for `lexicon_search`, a word at a time.
 
-    Between words all of a begun phrase's share is given. Within a word its beginnings are given a share of the most
-    that any word which begins so can earn, in equal parts for its phones.
+    Between words a begun phrase's share is given. Within a word its beginnings are given a share of the most that any
+    longer word which begins so can earn, in equal parts for its phones. Each is at most 8, as more would leave nothing
+    else in the beam, should the phrase go on otherwise.
 
-    The tables take 16 bytes for each beginning of a phrase and distinct word: 32 MB for a thousand phrases of two.
+    The tables take 8 bytes for each beginning of a phrase and distinct word: 16 MB for a thousand phrases of two words.
 
     Args:
-        phrases: As for `HotwordScorer`; the graph has all their words.
+        phrases: As for `HotwordScorer`; those with words that the graph lacks can never come, and take no part.
         tokenizer: The recogniser's.
         graph: What is searched.
 
@@ -105,9 +107,13 @@ class WordHotwords:
     start = 0
 
     def __init__(self, phrases: Mapping[str, float], tokenizer: Tokenizer, graph: LexiconGraph) -> None:
-        automaton = _build_automaton(_checked_phrases(phrases, frozenset("".join(tokenizer.texts))))
-        words = sorted({word for phrase in phrases for word in normalize(phrase).split()})
-        next_states, scores, pending = _word_tables(automaton, words)
+        possible = {
+            phrase: bonus
+            for phrase, bonus in check_phrases(phrases, tokenizer).items()
+            if graph.ids.keys() >= set(phrase.split())
+        }
+        words = sorted({word for phrase in possible for word in phrase.split()})
+        next_states, scores, pending = _word_tables(_build_automaton(possible, most_given=_MOST_GIVEN), words)
         device = graph.words.device
         columns = torch.full((graph.num_words,), len(words))
         columns[[graph.ids[word] for word in words]] = torch.arange(len(words))
@@ -121,7 +127,7 @@ class WordHotwords:
     def advance(self, states: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """The states behind one more word each, by its id, and what it earns or costs, (R,) and (R,)."""
         columns = self._columns[words]
-        return self._next_states[states, columns], self._scores[states, columns]
+        return self._next_states[states, columns].long(), self._scores[states, columns].double()
 
 
 def read_hotwords(path: Path, *, bonus: float = 5.0) -> dict[str, float]:
@@ -192,8 +198,13 @@ def _checked_phrase(phrase: str, bonus: float, *, name: str) -> str:
     return spelled
 
 
-def _checked_phrases(phrases: Mapping[str, float], characters: frozenset[str]) -> dict[str, float]:
-    """The bonus of each normalised phrase; `characters` are all that the tokenizer can spell."""
+def check_phrases(phrases: Mapping[str, float], tokenizer: Tokenizer) -> dict[str, float]:
+    """The bonus of each normalised phrase.
+
+    Raises:
+        ValueError: As by `HotwordScorer`.
+    """
+    characters = frozenset("".join(tokenizer.texts))
     if not phrases:
         raise ValueError("there are no hotwords; give at least one word or phrase")
     checked: dict[str, float] = {}
@@ -253,7 +264,8 @@ class _Automaton:
     pending: np.ndarray
 
 
-def _build_automaton(bonuses: Mapping[str, float]) -> _Automaton:
+def _build_automaton(bonuses: Mapping[str, float], *, most_given: float = math.inf) -> _Automaton:
+    """The automaton of some phrases; no more than `most_given` of a bonus is given in advance."""
     characters = sorted(set("".join(bonuses)) - {" "})
     columns = {character: column for column, character in enumerate([" ", *characters])}
     trie = _Trie()
@@ -264,7 +276,8 @@ def _build_automaton(bonuses: Mapping[str, float]) -> _Automaton:
             # Nothing for the space before, since every word has one, and all of it by the last letter: the space
             # behind only confirms it, so that no other token has to compete with a bonus that is still to come.
             if position <= len(phrase):
-                trie.advance[state] = max(trie.advance[state], bonus * position / len(phrase))
+                share = min(most_given, bonus * position / len(phrase))
+                trie.advance[state] = max(trie.advance[state], share)
         trie.complete[state] = bonus
     return _link_failures(trie, columns)
 
@@ -320,8 +333,8 @@ def _word_tables(automaton: _Automaton, words: Sequence[str]) -> tuple[np.ndarra
     """What every word, and in a last column any other word, does between words, with a space behind it.
 
     Returns:
-        The state that follows, (S, W + 1) int64, of those between words, the first of which is the beginning; the
-        score, (S, W + 1) float64; and what is pending, (S,).
+        The state that follows, (S, W + 1) int32, of those between words, the first of which is the beginning; the
+        score, (S, W + 1) float32; and what is pending, (S,) float64.
     """
     between = np.unique(np.append(automaton.next_states[_SPACE], _START))
     between = np.append(_START, between[between != _START])
@@ -338,8 +351,8 @@ def _word_tables(automaton: _Automaton, words: Sequence[str]) -> tuple[np.ndarra
         for column in (*columns, _SPACE):
             score = score + automaton.earned[column][states]
             states = automaton.next_states[column][states]
-        next_states.append(places[states])
-        scores.append(score + automaton.pending[states])
+        next_states.append(places[states].astype(np.int32))
+        scores.append((score + automaton.pending[states]).astype(np.float32))
     return np.stack(next_states, axis=1), np.stack(scores, axis=1), automaton.pending[between]
 
 
@@ -352,7 +365,8 @@ def _shares(graph: LexiconGraph, gains: Mapping[int, float]) -> tuple[np.ndarray
         path = [end]
         while parents[path[-1]]:
             path.append(parents[path[-1]])
-        gain = max(gains[word] for word in ends[end][wanted[end]].tolist())
+        gain = min(_MOST_GIVEN, max(gains[word] for word in ends[end][wanted[end]].tolist()))
         shares = gain * np.arange(len(path), 0, -1) / len(path)
-        given[path] = np.maximum(given[path], shares)
+        # Not at the end itself, where the word has ended or is another, longer one.
+        given[path[1:]] = np.maximum(given[path[1:]], shares[1:])
     return given, float(np.max(given - given[parents]))

@@ -36,10 +36,11 @@ class LexiconGraph:
         phones: The recogniser's, in the order of their CTC labels from 1 on.
         tokenizer: The recogniser's, for the spelling of words; those that it cannot spell take no part.
         expected: Words that take part also where the model or the lexicon lacks them, with their pronunciations, in
-            letters that the tokenizer has. One that the model lacks is as probable as its rarest word.
+            letters that the tokenizer has. One that the model lacks is as probable as its rarest word behind words that
+            the model has never seen that one behind.
 
     Attributes:
-        ids: Of the words that can be found, by their spelling: their places in the model's vocabulary, and behind it.
+        ids: Of the words by their spelling: their places in the model's vocabulary, and behind it.
         parents: The node that is a phone shorter, (N,) int64.
         children: The node behind each phone, (N, P) int32; 0 where no word goes on so.
         words: Ids of the words that end at a node, (N, H); `NO_WORD` for none.
@@ -67,12 +68,13 @@ class LexiconGraph:
             raise ValueError("it is a language model of tokens, but lexicon search needs one of words")
         log_probs = model.score_all(model.empty(1))[0].double().clamp_min(LOG_ZERO).cpu().numpy()
         spellings = word_spellings(model, tokenizer, log_probs)
-        self._rarest = float(log_probs[list(spellings.values())].min())
+        rarest = log_probs[list(spellings.values())].min()
+        self._above_unknown = float(rarest - log_probs[model.unk_id])
         self._num_known = len(log_probs)
         if expected:
             unheard = [word for word in expected if word not in spellings]
             spellings |= {word: number for number, word in enumerate(unheard, start=self._num_known)}
-            log_probs = np.append(log_probs, np.full(len(unheard), self._rarest))
+            log_probs = np.append(log_probs, np.full(len(unheard), rarest))
             lexicon = Lexicon({**lexicon.pronunciations, **expected})
         wanted = frozenset(spellings[word] for word in expected or ())
         spoken = _spoken(spellings, lexicon, phones, log_probs, wanted)
@@ -115,7 +117,7 @@ class LexiconGraph:
     def score(self, contexts: Tensor, words: Tensor) -> Tensor:
         """Natural logarithms of what the model says of a word in each context, (R,) float64, at least `LOG_ZERO`."""
         scores = self._model.score(contexts, self._known(words)[:, None])[:, 0].double().clamp_min(LOG_ZERO)
-        return scores.masked_fill(words >= self._num_known, self._rarest)
+        return torch.where(words >= self._num_known, (scores + self._above_unknown).clamp_min(LOG_ZERO), scores)
 
     def score_end(self, contexts: Tensor) -> Tensor:
         """Likewise of the end of the sentence."""
@@ -175,5 +177,7 @@ def _spoken(
         )
     for text, own in found.items():
         if len(own) > 1:
-            found[text] = sorted(own, key=lambda word: (word not in wanted, -log_probs[word]))[:_MAX_HOMOPHONES]
+            found[text] = sorted(own, key=lambda word: (word not in wanted, -log_probs[word]))[
+                : max(_MAX_HOMOPHONES, 1 + sum(word in wanted for word in own))
+            ]
     return found

@@ -13,7 +13,7 @@ arcs are what a decoder with transducers keeps of them, Mohri et al. 2002).
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -400,4 +400,5 @@ def _finish(
             tokens = graph.spell(words)
             if len(tokens) <= max_tokens[utterance]:
                 own.append(Hypothesis(tokens, total, dict(zip(parts, own_parts, strict=True))))
-    return [own or [NOTHING] for own in found]
+    nothing = replace(NOTHING, parts={**NOTHING.parts, "hotwords": 0.0}) if hotwords else NOTHING
+    return [own or [nothing] for own in found]

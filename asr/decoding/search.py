@@ -99,7 +99,8 @@ class DecodingConfig:
         lm: Language models.
         hotwords: A file of words and phrases that are expected, one a line; None for none.
         hotword_bonus: What a phrase without a weight of its own in that file adds to a hypothesis that has it.
-        hotword_language: In `lexicon`, the voice of espeak-ng that says hotwords which the lexicon lacks.
+        hotword_language: In `lexicon`, the voice of espeak-ng that says hotwords which the lexicon lacks; by default
+            "en-us".
     """
 
     mode: str = "greedy"
@@ -116,7 +117,7 @@ class DecodingConfig:
     lm: FusionConfig = field(default_factory=FusionConfig)
     hotwords: Path | None = None
     hotword_bonus: float = 3.0
-    hotword_language: str = "en-us"
+    hotword_language: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -150,6 +151,7 @@ class DecodingConfig:
             "lm.neural": (self.lm.neural, (*_NEED_DECODER, "lexicon")),
             "lm.internal_weight": (self.lm.internal_weight, TOKEN_LM_MODES),
             "hotwords": (self.hotwords, MODES[1:]),
+            "hotword_language": (self.hotword_language, ("lexicon",)),
             "lexicon": (self.lexicon, ("lexicon",)),
             "prior_weight": (self.prior_weight, ("lexicon",)),
         }

@@ -45,6 +45,12 @@ def test_so_does_that_of_language_models(compose: Callable[..., Any], tmp_path):
             training={"steps": 3, "seconds": 1.5},
         )
     average_models.run(compose("average_models", f"models=[{tmp_path}/0,{tmp_path}/1]", f"output={tmp_path}/mean"))
+    other = LanguageModelConfig(num_layers=1, width=8, num_heads=1, feedforward_width=16)
+    save_language_model(
+        tmp_path / "2", models[0].state_dict(), config=other, tokenizer=tiny.make_tokenizer(), training={}
+    )
+    with pytest.raises(ValueError, match=r"/2 has other sizes than .*/0; only like models can be averaged"):
+        average_models.run(compose("average_models", f"models=[{tmp_path}/0,{tmp_path}/2]", f"output={tmp_path}/no"))
     mean = load_language_model(tmp_path / "mean")
     first, second = (model.state_dict() for model in models)
     for name, weight in mean.model.state_dict().items():
@@ -58,7 +64,7 @@ def test_so_does_that_of_language_models(compose: Callable[..., Any], tmp_path):
         (["models=[a]"], r"models has 1 entries; name at least two"),
         (["shares=[1]"], r"shares has 1 entries, but there are 2 models"),
         (["shares=[1,0]"], r"run1, .*run2: the share 0 is not above 0"),
-        (["models=[{0}/run1,{0}/other]"], r"run1, .*other: the checkpoints to average are not of one model"),
+        (["models=[{0}/run1,{0}/other]"], r"/other has other sizes than .*/run1; only like models can be averaged"),
     ],
 )
 def test_misuse_is_told_in_one_line(compose: Callable[..., Any], models, tmp_path, changed, message):
