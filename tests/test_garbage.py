@@ -4,12 +4,15 @@ import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from asr import garbage
+from asr.cli import main
 from asr.garbage import give_back_memory, keep_few_kernels, without_collections
+from asr.speech_model import load_model
 
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 # A hundred sizes twice over; prints nothing itself, but oneDNN says what it made and what it still had.
@@ -59,6 +62,16 @@ def num_found_again(kept: str) -> int:
     made = [line for line in process.stdout.splitlines() if ",convolution," in line]
     assert sum("create:cache_miss" in line for line in made) >= 90
     return sum("create:cache_hit" in line for line in made)
+
+
+def test_few_kernels_are_kept_where_speech_is_transcribed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, "")  # undone behind the test
+        monkeypatch.delenv(name)
+    load_model(tiny_folder, device="cpu")
+    assert [os.environ.pop(name, None) for name in NAMES] == ["64", "64"]
+    assert main(["transcribe", "no-such-file.wav", "--model", str(tiny_folder)]) == 1
+    assert [os.environ.get(name) for name in NAMES] == ["64", "64"]
 
 
 def test_what_the_environment_says_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,34 @@ def test_hotwords_take_part_in_lexicon_search_and_those_that_are_not_in_it_are_s
     assert "hotwords" not in plain.best.parts
 
 
+def test_one_list_of_hotwords_is_kept_for_as_long_as_nothing_else_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def rules(words: list[str], *, language: str) -> Lexicon:
+        asked.append((list(words), language))
+        return Lexicon({word: [("y",)] for word in words})
+
+    monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", rules)
+    builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
+    (tmp_path / "names.txt").write_text("bab\t6\n")
+    (tmp_path / "others.txt").write_text("bab\t6\ncab\t-1\nbaba\n")  # cab is unwanted, so nobody asks how it is said
+    first = replace(config, hotwords=tmp_path / "names.txt", hotword_language="de")
+    for each in (first, replace(first, hotword_bonus=1.0), replace(first, hotword_language="fr"), first):
+        builder.build(each)
+    builder.build(replace(config, hotwords=tmp_path / "others.txt"))
+    assert asked == [(["bab"], "de"), (["bab"], "fr"), (["bab"], "de"), (["bab", "baba"], "en-us")]
+
+
+def test_a_hotword_that_cannot_be_spelled_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
+    (tmp_path / "names.txt").write_text("bad\n")
+    (tmp_path / "lexicon.txt").unlink()
+    with pytest.raises(ValueError, match=r"^hotword 'bad' has 'd' \(U\+0064\), which the model's tokenizer lacks"):
+        builder.build(replace(config, hotwords=tmp_path / "names.txt"))
+
+
 def test_a_hotword_without_a_pronunciation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
     config = replace(config, hotwords=tmp_path / "names.txt")

@@ -45,7 +45,22 @@ def test_settings_without_a_place_in_a_variant_are_left_out_of_it() -> None:
     base = DecodingConfig(mode="joint", hotwords=Path("names.txt"), lm=FusionConfig(internal_weight=0.2))
     found = variants(base, modes=["greedy", "joint", "rescore"], lms=["none"])
     assert [config.lm.internal_weight for config in found.values()] == [0.0, 0.2, 0.0]
-    assert [config.hotwords for config in found.values()] == [None, *[Path("names.txt")] * (len(found) - 1)]
+    assert [config.hotwords for config in found.values()] == [None, Path("names.txt"), Path("names.txt")]
+
+
+def test_what_is_for_lexicon_search_has_its_place_in_that_alone() -> None:
+    base = DecodingConfig(
+        mode="lexicon",
+        lexicon=Path("lexicon.txt"),
+        prior_weight=0.5,
+        hotwords=Path("names.txt"),
+        hotword_language="de",
+        lm=FusionConfig(ngram=Path("words.arpa")),
+    )
+    joint, lexicon = variants(base, modes=["joint", "lexicon"], lms=["ngram"]).values()
+    assert lexicon == base
+    assert (joint.lexicon, joint.prior_weight, joint.hotword_language) == (None, 0.0, None)
+    assert joint.hotwords == Path("names.txt")
 
 
 @pytest.mark.parametrize(

@@ -439,9 +439,19 @@ def test_no_more_is_given_within_a_word_than_leaves_others_in_the_beam() -> None
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_finds_what_a_processor_finds() -> None:
     log_probs = make_log_probs(3, 9, seed=4, sharpness=2.0)
-    on_gpu = LexiconGraph(make_model([*WORDS, "silent"]).cuda(), LEXICON, PHONES, TOKENIZER)
+    graph = make_graph(EXPECTED)
+    on_gpu = LexiconGraph(make_model([*WORDS, "silent"]).cuda(), LEXICON, PHONES, TOKENIZER, expected=EXPECTED)
     config = LexiconSearchConfig(beam_size=8)
-    found = lexicon_search(log_probs.cuda(), torch.tensor([9, 2, 6], device="cuda"), on_gpu, config)
-    for one, other in zip(found, search(log_probs, [9, 2, 6]), strict=True):
+    found, expected = (
+        lexicon_search(
+            log_probs.to(device),
+            torch.tensor([9, 2, 6], device=device),
+            each,
+            config,
+            hotwords=WordHotwords(PHRASES, TOKENIZER, each),
+        )
+        for each, device in ((on_gpu, "cuda"), (graph, "cpu"))
+    )
+    for one, other in zip(found, expected, strict=True):
         assert [each.tokens for each in one] == [each.tokens for each in other]
         assert [each.score for each in one] == pytest.approx([each.score for each in other], abs=1e-4)
