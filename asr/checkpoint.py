@@ -262,6 +262,20 @@ def fill_weights(model: nn.Module, folder: Path, *, optional: str | None = None)
         raise ValueError(f"{folder / _MODEL}: the weights do not fit {_CONFIG} and {_TOKENIZER}: {reason}") from None
 
 
+def shape(settings: dict[str, Any]) -> dict[str, object]:
+    """The settings of a model that must be alike for its weights to fit another, by name, `encoder.width` for one.
+
+    Dropout and intermediate losses may differ, and phones have checks of their own.
+    """
+    found: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": each for inner, each in shape(value).items()}
+        elif "dropout" not in name and name not in ("intermediate_layers", "phones"):
+            found[name] = value
+    return found
+
+
 def load_tokenizer_and_config(folder: Path) -> tuple[Tokenizer, ModelConfig]:
     """Loads what shapes a recogniser, without its weights."""
     return read_tokenizer(folder), _parse_config(read_description(folder), folder / _CONFIG)

@@ -6,7 +6,6 @@ Runs that started from the same weights often have an average that is better tha
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from launching import launch
 from schema import AverageModelsRecipe
@@ -25,7 +24,7 @@ def run(recipe: AverageModelsRecipe) -> None:
         for what, own, its in (
             ("tokens", first.tokenizer.tokens, other.tokenizer.tokens),
             ("phones", *(getattr(each.config, "phones", None) for each in (first, other))),
-            ("sizes", _sizes(asdict(first.config)), _sizes(asdict(other.config))),
+            ("sizes", *(checkpoint.shape(asdict(each.config)) for each in (first, other))),
         ):
             if own != its:
                 raise ValueError(f"{path} has other {what} than {recipe.models[0]}; only like models can be averaged")
@@ -40,15 +39,6 @@ def run(recipe: AverageModelsRecipe) -> None:
     else:
         checkpoint.save(folder, mean, config=first.config, tokenizer=first.tokenizer, training=training)
     print(folder)
-
-
-def _sizes(settings: dict[str, Any]) -> dict[str, Any]:
-    """All settings but those that shape nothing."""
-    return {
-        name: _sizes(value) if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if "dropout" not in name and name != "intermediate_layers"
-    }
 
 
 def _training(recipe: AverageModelsRecipe, loaded: Sequence[LoadedModel | LoadedLanguageModel]) -> dict[str, object]:

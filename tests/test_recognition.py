@@ -219,16 +219,22 @@ def test_a_lexicon_that_does_not_fit_is_named(tmp_path: Path) -> None:
         builder.build(config)
 
 
-def test_hotwords_take_part_in_lexicon_search_and_those_that_are_not_in_it_are_spoken_by_rule(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def speak_by_rule(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
+    """Puts a rule in espeak-ng's place, by which a is x and b is y; returns the words that will be asked for."""
     asked = []
 
     def rules(words: list[str], *, language: str) -> Lexicon:
         asked.append((list(words), language))
-        return Lexicon({"bab": [("y", "x", "y")]})
+        return Lexicon({word: [tuple(word.translate({ord("a"): "x", ord("b"): "y"}))] for word in words})
 
     monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", rules)
+    return asked
+
+
+def test_hotwords_take_part_in_lexicon_search_and_those_that_are_not_in_it_are_spoken_by_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = speak_by_rule(monkeypatch)
     builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
     (tmp_path / "names.txt").write_text("bab\t6\n")
     search = builder.build(replace(config, hotwords=tmp_path / "names.txt", hotword_language="de"))
@@ -245,13 +251,7 @@ def test_hotwords_take_part_in_lexicon_search_and_those_that_are_not_in_it_are_s
 def test_one_list_of_hotwords_is_kept_for_as_long_as_nothing_else_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def rules(words: list[str], *, language: str) -> Lexicon:
-        asked.append((list(words), language))
-        return Lexicon({word: [("y",)] for word in words})
-
-    monkeypatch.setattr("asr.data.lexicons.espeak_lexicon", rules)
+    asked = speak_by_rule(monkeypatch)
     builder, config = make_spoken(tmp_path, phones=tiny.PHONES)
     (tmp_path / "names.txt").write_text("bab\t6\n")
     (tmp_path / "others.txt").write_text("bab\t6\ncab\t-1\nbaba\n")  # cab is unwanted, so nobody asks how it is said

@@ -3,11 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from asr.checkpoint import ModelConfig, find_model, load_tokenizer_and_config
+from asr.checkpoint import ModelConfig, find_model, load_tokenizer_and_config, shape
 from asr.tokenizer import Tokenizer, TokenizerConfig
-
-# What may differ: it shapes no weight.
-_FREE = ("encoder.dropout", "encoder.attention_dropout", "encoder.intermediate_layers", "decoder.dropout")
 
 
 def shared_tokenizer(start: Path, asked: TokenizerConfig) -> Tokenizer:
@@ -29,7 +26,7 @@ def shared_tokenizer(start: Path, asked: TokenizerConfig) -> Tokenizer:
     return tokenizer
 
 
-def refuse_other_shape(start: Path, shape: ModelConfig) -> None:
+def refuse_other_shape(start: Path, config: ModelConfig) -> None:
     """Checks that weights fit: features and sizes must be those of the model that training starts from.
 
     Raises:
@@ -37,8 +34,8 @@ def refuse_other_shape(start: Path, shape: ModelConfig) -> None:
         ValueError: If settings differ; the message has all the overrides that mend it.
     """
     _, found = load_tokenizer_and_config(find_model(start))
-    has, asked = _flat(found), _flat(shape)
-    mending = [f"{key}={value}" for key, value in has.items() if key not in _FREE and asked[key] != value]
+    has, asked = shape(asdict(found)), shape(asdict(config))
+    mending = [f"{key}={value}" for key, value in has.items() if asked[key] != value]
     if mending:
         raise ValueError(f"init_from: {start} has other sizes; to start from it, set {' '.join(mending)}")
 
@@ -50,8 +47,3 @@ def shared_phones(start: Path) -> list[str]:
         FileNotFoundError: If there is no such model.
     """
     return load_tokenizer_and_config(find_model(start))[1].phones
-
-
-def _flat(shape: ModelConfig) -> dict[str, object]:
-    parts = {part: settings for part, settings in asdict(shape).items() if part != "phones"}
-    return {f"{part}.{key}": value for part, settings in parts.items() for key, value in settings.items()}

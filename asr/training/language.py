@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from asr.checkpoint import fill_weights, find_model
+from asr.checkpoint import fill_weights, find_model, shape
 from asr.data.sentence_batches import SentenceBatch, SentenceBatches
 from asr.data.sentences import SentenceLoaderConfig, Sentences
 from asr.decoding.neural_lm import sequence_log_probs
@@ -197,8 +197,8 @@ def refuse_other_sizes(start: Path, config: LanguageModelConfig) -> None:
     Raises:
         ValueError: If not; the message has all the overrides that mend it.
     """
-    has, asked = asdict(load_tokenizer_and_lm_config(start)[1]), asdict(config)
-    mending = [f"lm.{key}={value}" for key, value in has.items() if key != "dropout" and asked[key] != value]
+    has, asked = shape(asdict(load_tokenizer_and_lm_config(start)[1])), shape(asdict(config))
+    mending = [f"lm.{key}={value}" for key, value in has.items() if asked[key] != value]
     if mending:
         raise ValueError(f"init_from: {start} has other sizes; to start from it, set {' '.join(mending)}")
 
