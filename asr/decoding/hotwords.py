@@ -104,8 +104,6 @@ class WordHotwords:
         ValueError: As by `HotwordScorer`.
     """
 
-    start = 0
-
     def __init__(self, phrases: Mapping[str, float], tokenizer: Tokenizer, graph: LexiconGraph) -> None:
         possible = {
             phrase: bonus
@@ -269,6 +267,7 @@ def _build_automaton(bonuses: Mapping[str, float], *, most_given: float = math.i
     characters = sorted(set("".join(bonuses)) - {" "})
     columns = {character: column for column, character in enumerate([" ", *characters])}
     trie = _Trie()
+    trie.child(_ROOT, _SPACE)  # `_START`, also where there is no phrase
     for phrase, bonus in bonuses.items():
         state = _ROOT
         for position, character in enumerate(f" {phrase} "):

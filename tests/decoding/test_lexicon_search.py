@@ -416,6 +416,12 @@ def test_what_is_to_be_avoided_need_not_be_possible() -> None:
     hotwords = WordHotwords({"silent tut": -2.0, "lent": -1.0, "tut": 1.0}, TOKENIZER, make_graph())
     states, earned = hotwords.advance(torch.tensor([0]), torch.tensor([make_graph().ids["tut"]]))
     assert (states.tolist(), earned.tolist()) == ([0], [1.0])
+    graph, log_probs, config = make_graph(), make_log_probs(1, 5, seed=1), LexiconSearchConfig(beam_size=5)
+    [found] = lexicon_search(
+        log_probs, torch.tensor([5]), graph, config, hotwords=WordHotwords({"lent": -1.0}, TOKENIZER, graph)
+    )
+    [plain] = lexicon_search(log_probs, torch.tensor([5]), graph, config)
+    assert found == [replace(each, parts={**each.parts, "hotwords": 0.0}) for each in plain]
 
 
 def test_an_utterance_without_words_has_the_parts_of_the_others() -> None:
