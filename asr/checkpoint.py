@@ -425,8 +425,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse_config(description: dict[str, Any], path: Path) -> ModelConfig:
-    if "lm" in description:
-        raise ValueError(f"{path.parent}: holds a language model, not a recogniser; name the folder of a recogniser")
+    for key, kind in (("lm", "a language model"), ("speller", "a speller")):
+        if key in description:
+            raise ValueError(f"{path.parent}: holds {kind}, not a recogniser; name the folder of a recogniser")
     try:
         return ModelConfig(
             features=FeatureConfig(**description["features"]),

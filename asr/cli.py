@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _WIDTH_WITHOUT_TERMINAL = 100
 # asr.decoding.search has them too; a test sees to it that they agree.
-DECODINGS = ("greedy", "prefix_beam", "attention", "joint", "rescore", "lexicon")
+DECODINGS = ("greedy", "prefix_beam", "attention", "joint", "rescore", "lexicon", "spell")
 PRECISIONS = ("auto", "float32", "bfloat16")  # as in asr.devices, which imports torch and takes long to import
 
 
@@ -167,6 +167,12 @@ def add_transcribe(subparsers: "Subparsers") -> None:
         metavar="CODE",
         help="voice of espeak-ng that says hotwords which a model's lexicon lacks (default: en-us)",
     )
+    parser.add_argument(
+        "--speller",
+        type=Path,
+        metavar="FOLDER",
+        help="a model that spells the phones which were heard (recipes/train_speller.py), in place of any other search",
+    )
     parser.add_argument("--threads", type=_count, default=0, metavar="N", help="processor threads (default: 0, all)")
     parser.add_argument(
         "--precision",
@@ -193,6 +199,7 @@ def run_transcribe(args: argparse.Namespace) -> int:
         lms=tuple(args.lm),
         hotwords=args.hotwords,
         hotword_language=args.hotword_language,
+        speller=args.speller,
     )
     decoding, tuned = choose_search(folder, options)
     failures = transcribe_files(

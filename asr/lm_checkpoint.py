@@ -99,8 +99,9 @@ def load_tokenizer_and_lm_config(folder: Path) -> tuple[Tokenizer, LanguageModel
 
 
 def _parse_config(description: dict[str, Any], folder: Path) -> LanguageModelConfig:
-    if "encoder" in description:
-        raise ValueError(f"{folder}: holds a recogniser, not a language model; train one with recipes/train_lm.py")
+    for key, kind in (("encoder", "a recogniser"), ("speller", "a speller")):
+        if key in description:
+            raise ValueError(f"{folder}: holds {kind}, not a language model; train one with recipes/train_lm.py")
     try:
         return LanguageModelConfig(**description["lm"])
     except (KeyError, TypeError, ValueError) as error:

@@ -26,6 +26,7 @@ from asr.decoding.lexicon_graph import LexiconGraph
 from asr.decoding.neural_lm import NeuralLmScorer, SentenceScorer
 from asr.decoding.scorers import Scorer
 from asr.decoding.search import LEXICON_NEEDS, TOKEN_LM_MODES, DecodingConfig, Encoding, Recognition, Search, encode
+from asr.decoding.spell import PhoneSpeller
 from asr.decoding.spelling import fits_tokens
 from asr.decoding.word_scorer import TokenNgramScorer, WordNgramScorer
 from asr.devices import pick_dtype
@@ -33,6 +34,7 @@ from asr.garbage import without_collections
 from asr.lm_checkpoint import LoadedLanguageModel, load_language_model
 from asr.nn.model import Recognizer
 from asr.pronunciation import Lexicon, Pronunciation, read_lexicon
+from asr.speller_checkpoint import load_speller
 from asr.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
@@ -55,6 +57,7 @@ class SearchBuilder:
         self.loaded = loaded
         self._ngrams: dict[tuple[Path, float], Scorer[Any]] = {}
         self._neural: dict[Path, LoadedLanguageModel] = {}
+        self._spellers: dict[Path, PhoneSpeller] = {}
         self._lexicons: dict[tuple[Path, Path], LexiconGraph] = {}
         # With hotwords, the last alone: each has a language model of its own in memory.
         self._with_hotwords: tuple[Any, LexiconGraph] | None = None
@@ -63,7 +66,7 @@ class SearchBuilder:
         """A search as the config describes it.
 
         Raises:
-            FileNotFoundError: If a language model, the lexicon or the file of hotwords is missing.
+            FileNotFoundError: If a language model, the lexicon, the speller or the file of hotwords is missing.
             ValueError: If one is broken or does not fit the recogniser.
         """
         lm, loaded = config.lm, self.loaded
@@ -88,6 +91,7 @@ class SearchBuilder:
             hotwords=hotwords,
             lexicon=lexicon,
             word_hotwords=word_hotwords,
+            speller=self._speller(config.speller) if config.speller else None,
         )
 
     def _expecting(self, config: DecodingConfig, words: tuple[str, ...]) -> LexiconGraph:
@@ -155,6 +159,16 @@ class SearchBuilder:
             return SentenceScorer(loaded.model, loaded.tokenizer, self.loaded.tokenizer)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def _speller(self, path: Path) -> PhoneSpeller:
+        if path not in self._spellers:
+            loaded = load_speller(path, device=self.loaded.device)
+            loaded.check_phones(self.loaded.config.phones)
+            try:
+                self._spellers[path] = PhoneSpeller(loaded.model, loaded.tokenizer, self.loaded.tokenizer)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+        return self._spellers[path]
 
     def _language_model(self, path: Path) -> LoadedLanguageModel:
         if path not in self._neural:

@@ -28,6 +28,7 @@ class SearchOptions:
             the folder's own of its kind. `none` alone leaves these out.
         hotwords: A file of words and phrases to expect.
         hotword_language: The voice of espeak-ng that says those which the folder's lexicon lacks.
+        speller: Folder of a speller; by default the mode is `spell` then.
     """
 
     mode: str | None = None
@@ -35,6 +36,7 @@ class SearchOptions:
     lms: tuple[Path, ...] = ()
     hotwords: Path | None = None
     hotword_language: str | None = None
+    speller: Path | None = None
 
 
 def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig, TunedSearch]:
@@ -62,7 +64,7 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
             f"--beam-size is {options.beam_size}, but greedy search has no beam; choose another --decoding"
         )
     if NO_MODEL not in options.lms:
-        if mode != "greedy" and (folder / OWN_NGRAM).is_file():
+        if mode not in ("greedy", "spell") and (folder / OWN_NGRAM).is_file():
             models.setdefault("ngram", folder / OWN_NGRAM)
         if mode in SECOND_PASS and (folder / OWN_NEURAL).is_dir():
             models.setdefault("neural", folder / OWN_NEURAL)
@@ -75,12 +77,15 @@ def choose_search(folder: Path, options: SearchOptions) -> tuple[DecodingConfig,
             )
         if "ngram" not in models:
             raise ValueError("--decoding lexicon searches the words of an n-gram model; name one with --lm")
+    if mode == "spell" and options.speller is None:
+        raise ValueError("--decoding spell writes with a speller; name one with --speller")
     config = DecodingConfig(
         mode=mode,
         lm=FusionConfig(ngram=models.get("ngram"), neural=models.get("neural")),
         hotwords=options.hotwords,
         hotword_language=options.hotword_language,
         lexicon=lexicon,
+        speller=options.speller,
     )
     tuned = find_tuned(folder, config)
     default_beam = default.beam_size if default and (mode == default.mode or default.mode != "lexicon") else None
@@ -92,6 +97,8 @@ def _default_mode(
     folder: Path, default: DefaultSearch | None, models: Mapping[str, Path], options: SearchOptions
 ) -> str:
     """The mode where none is asked for; see `choose_search`."""
+    if options.speller is not None:
+        return "spell"
     mode = default.mode if default else "greedy"
     if mode == "lexicon" and ("ngram" in models or NO_MODEL in options.lms):
         tuned = {name.partition("+")[0] for name in read_tuned(folder / TUNED_FILE)}

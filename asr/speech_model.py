@@ -65,21 +65,23 @@ class SpeechModel:
         lm: str | Path | None = None,
         hotwords: str | Path | None = None,
         hotword_language: str | None = None,
+        speller: str | Path | None = None,
     ) -> Transcript:
         """Transcribes one audio file, or an open stream of one.
 
         Args:
             source: Any audio that soundfile reads, of any rate, length and number of channels.
-            decoding: `greedy`, `prefix_beam`, `attention`, `joint`, `rescore` or `lexicon`; by default what the model
-                proposes.
+            decoding: `greedy`, `prefix_beam`, `attention`, `joint`, `rescore`, `lexicon` or `spell`; by default what
+                the model proposes.
             beam_size: Of a beam search; by default what the model proposes, else 10.
             lm: A file of n-grams or the folder of a neural language model; `none` leaves out the model's own.
             hotwords: A file of words and phrases to expect, one a line.
             hotword_language: The voice of espeak-ng that says those which a lexicon lacks; by default "en-us".
+            speller: The folder of a speller that was trained for this model; `decoding` is `spell` then.
 
         Raises:
             AudioError: If the audio cannot be read; file and reason are named.
-            FileNotFoundError: If the language model or the file of hotwords is missing.
+            FileNotFoundError: If the language model, the speller or the file of hotwords is missing.
             ValueError: If the search does not fit the model.
         """
         options = SearchOptions(
@@ -88,6 +90,7 @@ class SpeechModel:
             lms=() if lm is None else (Path(lm),),
             hotwords=None if hotwords is None else Path(hotwords),
             hotword_language=hotword_language,
+            speller=None if speller is None else Path(speller),
         )
         if options not in self._transcribers:
             if options.hotwords:  # one list at a time: each has tables of its own

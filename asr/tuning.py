@@ -39,7 +39,9 @@ class _Knob:
 
 def _knobs(config: DecodingConfig, *, has_decoder: bool) -> list[_Knob]:
     """What can be fitted for a mode: what its score is made of."""
-    knobs = [] if config.mode == "greedy" else [_Knob("length_bonus", -1.0, 4.0)]
+    if config.mode in ("greedy", "spell"):
+        return []
+    knobs = [_Knob("length_bonus", -1.0, 4.0)]
     if config.mode in ("joint", "rescore", "lexicon") and has_decoder:
         knobs.append(_Knob("ctc_weight", 0.02, 0.98))
     if config.mode == "lexicon":
@@ -78,7 +80,7 @@ def tune(
         num_trials: Trials in each round.
         max_rounds: How often weights are fitted at most; the set is searched once more. With 0 they stay as they are.
 
-    Greedy search has no weights; it is calibrated alone.
+    Greedy search and spelling have no weights; they are calibrated alone.
 
     Returns:
         Weights and calibration; measured are `wer`, of the search with these weights, `oracle_wer`, of the best

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from asr.confidence import UNCALIBRATED, Calibration
-from asr.decoding.search import LEXICON_NEEDS, DecodingConfig, FusionConfig
+from asr.decoding.search import LEXICON_NEEDS, SPELL_NEEDS, DecodingConfig, FusionConfig
 
 _WITHOUT_LEXICON = {"lexicon": None, "prior_weight": 0.0, "hotword_language": None}
+_WITHOUT_WORDS = ("greedy", "spell")  # modes in which language models and hotwords have no place
 LANGUAGE_MODELS = ("none", "ngram", "neural", "ngram+neural")
 
 
@@ -47,16 +48,20 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
             if mode not in ("attention", "joint"):
                 fusion = replace(fusion, internal_weight=0.0)
             impossible = (
-                (mode == "greedy" and parts)
+                (mode in _WITHOUT_WORDS and parts)
                 or (mode == "prefix_beam" and "neural" in parts)
                 or (mode == "lexicon" and "ngram" not in parts)
             )
             if not impossible:
-                hotwords = None if mode == "greedy" else base.hotwords
-                own: dict[str, Any] = {} if mode == "lexicon" else _WITHOUT_LEXICON
+                hotwords = None if mode in _WITHOUT_WORDS else base.hotwords
+                own: dict[str, Any] = {} if mode == "lexicon" else dict(_WITHOUT_LEXICON)
+                if mode != "spell":
+                    own["speller"] = None
                 found["+".join([mode, *parts])] = replace(base, mode=mode, lm=fusion, hotwords=hotwords, **own)
         if mode == "lexicon" and (base.lexicon is None or base.lm.ngram is None):
             raise ValueError(LEXICON_NEEDS)
+        if mode == "spell" and base.speller is None:
+            raise ValueError(SPELL_NEEDS)
         if not any(name.split("+")[0] == mode for name in found):
             if mode == "lexicon":
                 raise ValueError(

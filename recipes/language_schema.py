@@ -1,4 +1,4 @@
-"""What the recipes of words and their order can be told: n-gram models, pronunciations, neural language models."""
+"""What the recipes of words can be told: n-gram models, pronunciations, neural language models, spellers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from asr.ngrams.training import NgramTrainingConfig
 from asr.training.language import LanguageTrainingConfig
+from asr.training.spelling import SpellerTrainingConfig
 from asr.training.tracking import KINDS as TRACKERS
 
 
@@ -92,6 +93,52 @@ class TrainLmRecipe(LanguageTrainingConfig):
                 f"recognizer is {self.recognizer}, pieces is {self.pieces}, init_from is {self.init_from}; set one: "
                 "recognizer=… for a model over that recogniser's tokens, pieces=4000 for one over pieces of words, to "
                 "rank what was found, or init_from=… to go on from a model with its tokens"
+            )
+        if self.tracking not in TRACKERS:
+            raise ValueError(f"tracking is {self.tracking!r}; choose one of {', '.join(TRACKERS)}")
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainSpellerRecipe(SpellerTrainingConfig):
+    """`recipes/train_speller.py`: text, and what a recogniser hears, to a speller and its word error rate.
+
+    Its tokens are those of the language model that `init_from` names, or `pieces` of its own: one is set.
+
+    Attributes:
+        name: Names the run and its folder, runs/NAME.
+        recognizer: The model folder or run folder of a recogniser that knows phones.
+        lexicon: How the words of `texts` and `train` are spoken, the one that the recogniser was trained with.
+        train: Manifests of utterances that tell what is heard of phones: those that the recogniser was trained on.
+        texts: What to learn words from: text files (.gz and .xz too), manifests (.jsonl).
+        valid: Manifests to choose the speller on.
+        holdout_utterances: Where `valid` names nothing, so many utterances of `train` are kept back for it. The
+            recogniser knows them, so their error rate is lower than that of new ones.
+        pieces: This many tokens of its own (byte-pair encoding, learned from `texts`), in place of `init_from`.
+        device: `auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`.
+        num_threads: Processor threads of the model; 0 takes all.
+        tracking: `tensorboard`, `wandb` or `none`.
+    """
+
+    name: str = MISSING
+    recognizer: Path = MISSING
+    lexicon: Path = MISSING
+    train: list[Path] = MISSING
+    texts: list[Path] = MISSING
+    valid: list[Path] = field(default_factory=list)
+    holdout_utterances: int = 100
+    pieces: int = 0
+    device: str = "auto"
+    num_threads: int = 0
+    tracking: str = "tensorboard"
+
+    def __post_init__(self) -> None:
+        SpellerTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
+        if self.pieces < 0:
+            raise ValueError(f"pieces is {self.pieces}; it must not be negative")
+        if (self.pieces > 0) == (self.init_from is not None):
+            raise ValueError(
+                f"pieces is {self.pieces}, init_from is {self.init_from}; set one: init_from=… for a decoder that "
+                "starts from a language model, pieces=2000 for one that starts from nothing"
             )
         if self.tracking not in TRACKERS:
             raise ValueError(f"tracking is {self.tracking!r}; choose one of {', '.join(TRACKERS)}")

@@ -13,7 +13,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from language_schema import TrainLmRecipe
+from language_schema import TrainLmRecipe, TrainSpellerRecipe
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from schema import TrainRecipe, register
@@ -104,7 +104,7 @@ _MAY_CHANGE = (
 )
 
 
-def write_config(recipe: TrainRecipe | TrainLmRecipe, folder: Path) -> None:
+def write_config(recipe: TrainRecipe | TrainLmRecipe | TrainSpellerRecipe, folder: Path) -> None:
     """Writes what a run was told to `config.yaml`, as YAML that any program reads: paths are texts.
 
     Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sweeps
 from hydra.core.config_store import ConfigStore
-from language_schema import MakeLexiconRecipe, TrainLmRecipe, TrainNgramRecipe
+from language_schema import MakeLexiconRecipe, TrainLmRecipe, TrainNgramRecipe, TrainSpellerRecipe
 from model_card import CardConfig
 from omegaconf import MISSING
 
@@ -63,7 +63,7 @@ class TrainRecipe(TrainingConfig):
             ValueError: Naming the settings and the way out.
         """
         TrainingConfig.check_together(self)  # slots=True makes the class anew, which a bare super() does not survive
-        if self.decoder.num_layers == 0 and self.decoding.mode not in ("greedy", "prefix_beam", "lexicon"):
+        if self.decoder.num_layers == 0 and self.decoding.mode not in ("greedy", "prefix_beam", "lexicon", "spell"):
             raise ValueError(
                 f"decoding.mode is {self.decoding.mode!r}, but there is no decoder; take decoding=greedy or prefix_beam"
             )
@@ -448,6 +448,7 @@ RECIPES = (
     PictureRecipe,
     TrainNgramRecipe,
     TrainLmRecipe,
+    TrainSpellerRecipe,
     MakeLexiconRecipe,
     WordTimesRecipe,
     CompareRunsRecipe,

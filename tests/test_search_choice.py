@@ -80,6 +80,12 @@ def test_what_is_asked_for_finds_a_search_with_a_place_for_it(
     assert choose_search(tmp_path, options)[0].mode == mode
 
 
+def test_a_speller_takes_the_place_of_any_search(folder: Path) -> None:
+    config, tuned = choose_search(folder, SearchOptions(speller=Path("speller"), beam_size=4))
+    assert (config.mode, config.speller, config.beam_size) == ("spell", Path("speller"), 4)
+    assert (config.lm.ngram, config.lm.neural, tuned.weights) == (None, None, {})
+
+
 @pytest.mark.parametrize("default", ["greedy", "prefix_beam"])
 def test_a_neural_model_brings_joint_search_where_the_default_has_no_place_for_it(tmp_path: Path, default: str) -> None:
     write_tuned(tmp_path / "decoding.json", {}, about={}, default=DefaultSearch(mode=default))
@@ -101,6 +107,15 @@ def test_a_neural_model_brings_joint_search_where_the_default_has_no_place_for_i
         (
             SearchOptions(lms=(Path("none"), Path("b.ngram"))),
             "--lm names none and b.ngram; give none alone, or leave it out",
+        ),
+        (SearchOptions(mode="spell"), "--decoding spell writes with a speller; name one with --speller"),
+        (
+            SearchOptions(mode="joint", speller=Path("s")),
+            "decoding.speller is s, which has no place in mode 'joint'; leave it out, or take mode spell",
+        ),
+        (
+            SearchOptions(speller=Path("s"), hotwords=Path("a.txt")),
+            "decoding.hotwords is a.txt, which has no place in mode 'spell'",
         ),
         (SearchOptions(mode="loud"), "decoding.mode is 'loud'; choose one of greedy, prefix_beam"),
         (

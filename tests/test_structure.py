@@ -45,6 +45,7 @@ FLOORS: dict[str, int] = {
     "search_choice": 3,
     "model_figures": 3,
     "lm_checkpoint": 3,
+    "speller_checkpoint": 3,
     "ngrams": 3,
     "transcriber": 4,
     "transcribe": 4,

@@ -169,6 +169,18 @@ def test_weights_of_lexicon_search_from_before_there_was_a_prior_leave_it_out(tm
     assert found["joint"].weights == {}
 
 
+def test_a_speller_is_for_spelling_alone_and_takes_no_language_model() -> None:
+    base = DecodingConfig(mode="spell", speller=Path("speller"))
+    found = variants(base, modes=["greedy", "joint", "spell"], lms=["none"])
+    assert {name: each.speller for name, each in found.items()} == {
+        "greedy": None,
+        "joint": None,
+        "spell": Path("speller"),
+    }
+    with pytest.raises(ValueError, match=r"^decoding\.mode is 'spell', which needs decoding\.speller, a folder that"):
+        variants(DecodingConfig(mode="joint"), modes=["spell"], lms=["none"])
+
+
 def test_the_prior_is_for_lexicon_search_alone() -> None:
     lm = FusionConfig(ngram=Path("a.arpa"))
     base = DecodingConfig(mode="lexicon", lexicon=Path("lexicon.txt"), lm=lm, prior_weight=0.5)

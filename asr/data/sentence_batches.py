@@ -88,7 +88,7 @@ class SentenceBatches:
         random = np.random.default_rng((self.seed, number))
         lengths = self.sentences.lengths + 1
         order = np.argsort(lengths * (1 + _JITTER * random.uniform(-1, 1, len(lengths))), kind="stable")
-        batches = np.split(order, _starts(lengths[order].tolist(), self.max_batch_tokens)[1:])
+        batches = np.split(order, batch_starts(lengths[order].tolist(), self.max_batch_tokens)[1:])
         batches = own_shard(batches, shard=self.shard, num_shards=self.num_shards)
         places = random.permutation(len(batches))
         return [SentencePlan(number, position, batches[place]) for position, place in enumerate(places)]
@@ -121,7 +121,7 @@ class SentenceBatches:
         )
 
 
-def _starts(lengths: list[int], max_tokens: int) -> list[int]:
+def batch_starts(lengths: list[int], max_tokens: int) -> list[int]:
     """Where to cut a row of sentences into batches that are no larger than allowed, the first place included."""
     starts, longest = [0], 0
     for place, length in enumerate(lengths):

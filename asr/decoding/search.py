@@ -20,13 +20,18 @@ from asr.decoding.neural_lm import SentenceScorer
 from asr.decoding.prefix_beam import prefix_beam_search
 from asr.decoding.rescore import add_ctc, rescore
 from asr.decoding.scorers import AttentionScorer, Scorer, Weighted
+from asr.decoding.spell import PhoneSpeller
 from asr.nn.decoder import TransformerDecoder
 from asr.nn.model import Recognizer
 
-MODES = ("greedy", "prefix_beam", "attention", "joint", "rescore", "lexicon")
+_WITH_WORDS = ("prefix_beam", "attention", "joint", "rescore", "lexicon")  # that language models and hotwords share in
+MODES = ("greedy", *_WITH_WORDS, "spell")
 LEXICON_NEEDS = (
     "decoding.mode is 'lexicon', which needs decoding.lexicon, the words' pronunciations, and decoding.lm.ngram, a "
     "model of the words; set both"
+)
+SPELL_NEEDS = (
+    "decoding.mode is 'spell', which needs decoding.speller, a folder that recipes/train_speller.py made; set it"
 )
 TOKEN_LM_MODES = ("attention", "joint")  # where a neural language model scores token by token
 _STAND_IN = 0.5  # share of the neural model's weight that the n-gram model has besides its own in lexicon's first pass
@@ -76,7 +81,8 @@ class DecodingConfig:
             search with the attention decoder alone; `joint`, with CTC and attention together in one pass; `rescore`,
             the best of prefix beam search ranked anew with the attention decoder and the neural language model;
             `lexicon`, search along a tree of phones for words of an n-gram model and a lexicon, the best of it ranked
-            anew by CTC, decoder and the neural language model as well.
+            anew by CTC, decoder and the neural language model as well; `spell`, beam search with a speller, which reads
+            the phones that were heard.
         beam_size: Hypotheses kept in every step of a beam search, at most.
         ctc_weight: Weight of the CTC score in joint search and in rescoring, in (0, 1]; the decoder has the rest.
         phone_weight: In `lexicon`, weight of the phones' CTC score, in (0, 1]; the tokens' CTC score and the decoder
@@ -84,10 +90,12 @@ class DecodingConfig:
         prior_weight: In `lexicon`, share of how frequent phones are in the language that is taken off their CTC score,
             at least 0, as hybrid systems do (Bourlard and Morgan 1994): the words' model says it as well.
         lexicon: In `lexicon`, the file with the words' pronunciations (see `asr.pronunciation`).
-        length_bonus: Added to a hypothesis' score for every token, and in the first pass of `lexicon` for every phone.
-        end_margin: In `joint` and `attention`, the most that a running hypothesis is trusted to gain on the best
-            finished one; it matters where a bonus, hotwords or `lm.internal_weight` let scores rise. Infinity ends a
-            search exactly, but with these only after the last frame.
+        speller: In `spell`, the folder of a speller that was trained for this recogniser.
+        length_bonus: Added to a hypothesis' score for every token, in `spell` one of the speller's, and in the first
+            pass of `lexicon` for every phone.
+        end_margin: In `joint`, `attention` and `spell`, the most that a running hypothesis is trusted to gain on the
+            best finished one; it matters where a bonus, hotwords or `lm.internal_weight` let scores rise. Infinity
+            ends a search exactly, but with these only after the last frame.
         token_margin: Prefix beam search tries tokens, and `lexicon` phones, that are at most this much less probable
             than the best of their frame, a natural logarithm; infinity tries all.
         beam_margin: `lexicon` drops hypotheses that are this far below the best in a frame, where the phones' CTC score
@@ -109,6 +117,7 @@ class DecodingConfig:
     phone_weight: float = 0.5
     prior_weight: float = 0.0
     lexicon: Path | None = None
+    speller: Path | None = None
     length_bonus: float = 0.0
     end_margin: float = 20.0
     token_margin: float = 8.0
@@ -147,12 +156,13 @@ class DecodingConfig:
     def _refuse_what_has_no_place(self) -> None:
         """An option without effect is an error, not silence."""
         places = {
-            "lm.ngram": (self.lm.ngram, MODES[1:]),
+            "lm.ngram": (self.lm.ngram, _WITH_WORDS),
             "lm.neural": (self.lm.neural, (*_NEED_DECODER, "lexicon")),
             "lm.internal_weight": (self.lm.internal_weight, TOKEN_LM_MODES),
-            "hotwords": (self.hotwords, MODES[1:]),
+            "hotwords": (self.hotwords, _WITH_WORDS),
             "hotword_language": (self.hotword_language, ("lexicon",)),
             "lexicon": (self.lexicon, ("lexicon",)),
+            "speller": (self.speller, ("spell",)),
             "prior_weight": (self.prior_weight, ("lexicon",)),
         }
         for name, (value, modes) in places.items():
@@ -234,9 +244,10 @@ class Search:
         hotwords: Scores by the phrases that `config.hotwords` names, but for `lexicon`.
         lexicon: The words of the model that `config.lm.ngram` names, over the phones in `config.lexicon`.
         word_hotwords: Scores by the phrases that `config.hotwords` names, for `lexicon`.
+        speller: What `config.speller` names, for `spell`.
 
     Raises:
-        ValueError: If the mode needs a decoder and the model has none, or a lexicon and there is none.
+        ValueError: If the mode needs a decoder and the model has none, or a lexicon or a speller and there is none.
     """
 
     def __init__(
@@ -250,6 +261,7 @@ class Search:
         hotwords: Scorer[Any] | None = None,
         lexicon: LexiconGraph | None = None,
         word_hotwords: WordHotwords | None = None,
+        speller: PhoneSpeller | None = None,
     ) -> None:
         if config.mode in _NEED_DECODER and model.decoder is None:
             raise ValueError(
@@ -258,9 +270,12 @@ class Search:
             )
         if config.mode == "lexicon" and lexicon is None:
             raise ValueError(LEXICON_NEEDS)
+        if config.mode == "spell" and speller is None:
+            raise ValueError(SPELL_NEEDS)
         self.model, self.config = model, config
         self._ngram, self._neural, self._sentences = ngram, neural, sentences
         self._hotwords, self._lexicon, self._word_hotwords = hotwords, lexicon, word_hotwords
+        self._speller = speller
 
     @torch.inference_mode()
     def __call__(self, encoding: Encoding) -> list[Recognition]:
@@ -276,6 +291,8 @@ class Search:
             found = self._prefix_beam(encoding)
         elif mode == "lexicon":
             found = self._words_by_phones(encoding)
+        elif mode == "spell":
+            found = self._spell(encoding)
         else:
             found = self._beam(encoding)
         if any(math.isnan(hypotheses[0].score) for hypotheses in found):
@@ -351,6 +368,18 @@ class Search:
         found = add_ctc(heard, encoding.log_probs, encoding.lengths)
         weights = {"phones": weight, "ngram": config.lm.ngram_weight, "hotwords": 1.0}
         return self._rescore(encoding, found, weights, share=1 - weight)
+
+    def _spell(self, encoding: Encoding) -> list[list[Hypothesis]]:
+        config = self.config
+        assert self._speller is not None
+        return self._speller(
+            self.model.phone_log_probs(encoding.frames),
+            encoding.lengths,
+            beam_size=config.beam_size,
+            length_bonus=config.length_bonus,
+            end_margin=config.end_margin,
+            num_best=config.num_best,
+        )
 
     def _rescore(
         self, encoding: Encoding, found: list[list[Hypothesis]], weights: dict[str, float], *, share: float

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from asr.devices import gpu_kernels
 from asr.nn.autocast import as_autocast
 from asr.nn.dropout import byte_dropout
-from asr.nn.linear import Linear
+from asr.nn.linear import Linear, linear
 
 # Looked up once and not where it is used, which is compiled; without a GPU, importing Triton is for nothing.
 attention_kernels = gpu_kernels("asr.nn.attention_kernels") if torch.cuda.is_available() else None
@@ -90,6 +90,19 @@ class MultiHeadAttention(nn.Module):
         """The attention weights (B, H, T, S) that `forward` uses on these arguments; rows sum to one."""
         heads, keys = self._split(self.query(query)), self.project_memory(memory).keys
         return _softmax_scores(heads, keys, scale=1 / math.sqrt(self.head_width), mask=mask)
+
+    def log_weights(self, query: Tensor, memory: Tensor, *, head: int, mask: Tensor | None = None) -> Tensor:
+        """The logarithms of one head's attention weights, (B, T, S) float32, with gradient; arguments as of `forward`.
+
+        The mask broadcasts to (B, 1, T, S).
+        """
+        rows = slice(head * self.head_width, (head + 1) * self.head_width)
+        queries = linear(query, self.query.weight[rows], self.query.bias[rows])  # (B, T, E)
+        keys = linear(memory, self.key_value.weight[rows], self.key_value.bias[rows])  # keys come first
+        scores = (queries @ keys.transpose(1, 2)).float() / math.sqrt(self.head_width)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, 0], -math.inf)
+        return scores.log_softmax(dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)

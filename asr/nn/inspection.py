@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from asr.nn.attention import MultiHeadAttention, RelativeAttention
 from asr.nn.model import Recognizer
 
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(slots=True)
@@ -40,22 +40,22 @@ def attention_maps(model: Recognizer, features: Tensor, lengths: Tensor, tokens:
         tokens: What the decoder reads, (B, U) integers, the start token first.
     """
     own = [block.attention for block in model.encoder.layers()]
-    with _recorded(own) as calls:
+    with recorded(own) as calls:
         encoded = model.encoder(features, lengths)
     encoder = [module.weights(*args, **kwargs) for module, (args, kwargs) in zip(own, calls, strict=True)]
     if model.decoder is None:
         return AttentionMaps(encoder, [])
     cross = [block.cross_attention for block in model.decoder.layers()]
-    with _recorded(cross) as calls:
+    with recorded(cross) as calls:
         model.decoder(tokens, encoded.frames, encoded.lengths)
     decoder = [module.weights(*args, **kwargs) for module, (args, kwargs) in zip(cross, calls, strict=True)]
     return AttentionMaps(encoder, decoder)
 
 
 @contextmanager
-def _recorded(modules: list[RelativeAttention] | list[MultiHeadAttention]) -> Iterator[list[_Call]]:
-    """Collects the arguments with which modules are called, in order."""
-    calls: list[_Call] = []
+def recorded(modules: list[RelativeAttention] | list[MultiHeadAttention]) -> Iterator[list[Call]]:
+    """Collects the arguments, by place and by name, with which modules are called, in order."""
+    calls: list[Call] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append((args, kwargs))

@@ -24,12 +24,17 @@ from asr.decoding.search import (
     Search,
     encode,
 )
+from asr.decoding.spell import PhoneSpeller
 from asr.decoding.word_scorer import WordNgramScorer
+from asr.nn.speller import Speller, SpellerConfig
 from asr.pronunciation import Lexicon
+from asr.speller_checkpoint import build_speller
+from asr.tokenizer import BpeTokenizer
 
 GREEDY = DecodingConfig(mode="greedy")
 JOINT = DecodingConfig(mode="joint", beam_size=3)
 CONFIGS = {mode: DecodingConfig(mode=mode, beam_size=3) for mode in MODES}
+SPELLER_TOKENS = BpeTokenizer.train(["a b ab c", "ab cab"], vocab_size=8)
 WAVEFORMS = [tiny.noise(length, seed=length) for length in (3000, 1, 800, 2111)]
 
 
@@ -41,10 +46,20 @@ def make_encoding(waveforms: list[torch.Tensor] = WAVEFORMS) -> Encoding:
 def make_search(config: DecodingConfig, *, num_decoder_layers: int = 2) -> Search:
     """With phones and a lexicon where the mode needs them."""
     model = tiny.make_model(num_decoder_layers=num_decoder_layers, phones=tiny.PHONES)
-    lexicon = None
+    lexicon = speller = None
+    if config.mode == "spell":
+        speller = PhoneSpeller(make_speller(), SPELLER_TOKENS, tiny.make_tokenizer())
     if config.mode == "lexicon":
         lexicon = LexiconGraph(make_model(list(tiny.SPOKEN)), Lexicon(tiny.SPOKEN), tiny.PHONES, tiny.make_tokenizer())
-    return Search(model, config, lexicon=lexicon)
+    return Search(model, config, lexicon=lexicon, speller=speller)
+
+
+def make_speller() -> Speller:
+    """One that writes words of what the tiny recogniser hears, and not always the same."""
+    torch.manual_seed(0)
+    sizes = {"width": tiny.WIDTH, "num_heads": 2, "num_layers": 1, "feedforward_width": 32, "num_reader_layers": 1}
+    speller = build_speller(SpellerConfig(**sizes), SPELLER_TOKENS, num_phones=len(tiny.PHONES))
+    return tiny.randomized(speller)
 
 
 def run(waveforms: list[torch.Tensor], config: DecodingConfig) -> list[Recognition]:
@@ -318,7 +333,7 @@ def test_posteriors_that_are_all_blank_give_the_empty_transcript(mode: str) -> N
     blank[:, :, 0] = 0.0
     found = make_search(CONFIGS[mode])(Encoding(encoding.frames, encoding.lengths, blank))
     assert all(math.isfinite(each.best.score) for each in found)
-    if mode not in ("attention", "lexicon"):  # which do not ask CTC, or that of phones first
+    if mode not in ("attention", "lexicon", "spell"):  # which do not ask CTC, or that of phones first
         assert all(each.best.tokens == () for each in found)
 
 
@@ -335,7 +350,7 @@ def test_a_beam_larger_than_the_vocabulary_and_a_single_frame_are_fine(mode: str
     [
         (
             {"mode": "best"},
-            "decoding.mode is 'best'; choose one of greedy, prefix_beam, attention, joint, rescore, lexicon",
+            "decoding.mode is 'best'; choose one of greedy, prefix_beam, attention, joint, rescore, lexicon, spell",
         ),
         (
             {"mode": "lexicon", "lm": FusionConfig(ngram_weight=0.0)},

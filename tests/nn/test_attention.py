@@ -194,6 +194,21 @@ def test_weights_are_dropped_in_training_only(make: Callable[..., torch.nn.Modul
     assert torch.equal(attention(*arguments), attention(*arguments))
 
 
+def test_the_log_weights_of_a_head_are_the_logarithms_of_its_weights_and_have_a_gradient() -> None:
+    attention = MultiHeadAttention(WIDTH, num_heads=HEADS).double()
+    query, memory = inputs(), inputs().flip(1)[:, :3]
+    mask = torch.ones(len(query), 1, 1, 3, dtype=torch.bool)
+    mask[0, :, :, 2] = False
+    for head in range(HEADS):
+        found = attention.log_weights(query, memory, head=head, mask=mask)
+        expected = attention.weights(query, memory, mask=mask)[:, head]
+        torch.testing.assert_close(found.exp(), expected.to(found.dtype), atol=1e-5, rtol=0)
+    attention.log_weights(query, memory, head=0)[:, :, 0].sum().backward()
+    gradient = attention.query.weight.grad
+    assert gradient is not None and gradient[: WIDTH // HEADS].abs().sum() > 0
+    assert not gradient[WIDTH // HEADS :].any()
+
+
 @pytest.mark.parametrize("make", [RelativeAttention, MultiHeadAttention])
 def test_a_width_that_the_heads_do_not_divide_is_an_error(make: Callable[..., torch.nn.Module]) -> None:
     with pytest.raises(ValueError, match=r"^width 10 is not a multiple of num_heads 4; choose a width that is$"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,20 @@ REQUIRED = {
     "average_models": ["models=[runs/x,runs/y]", "output=runs/z"],
     "pseudo_label": ["model=runs/x", "inputs=[a]", "output=b.jsonl"],
     "train_ngram": ["texts=[a.txt]", "output=a.arpa"],
+    "train_speller": [
+        *("recognizer=runs/x", "lexicon=a.txt", "train=[a.jsonl]", "texts=[a.txt]", "init_from=runs/lm"),
+    ],
     "word_times": ["model=runs/x"],
     "disturb": ["manifest=a.jsonl", "output=noisy", "disturbance.num_talkers=6"],
 }
 
 
-def groups(recipe: str) -> list[str]:
-    """The groups in the defaults list of a recipe."""
+def groups(recipe: str) -> dict[str, str]:
+    """The groups in the defaults list of a recipe, and what each is a part of: `augment@hearing.augment` is that of
+    `hearing.augment`."""
     defaults = yaml.safe_load((CONF / f"{recipe}.yaml").read_text(encoding="utf-8"))["defaults"]
-    return [key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override ")]
+    keys = [key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override ")]
+    return {key.partition("@")[0]: key.partition("@")[2] or key for key in keys}
 
 
 def uses() -> list[tuple[str, str]]:
@@ -82,9 +88,10 @@ def test_every_recipe_of_conf_is_a_script_and_its_first_line_says_so(recipe):
 @pytest.mark.parametrize(("recipe", "option"), uses())
 def test_every_option_composes_in_every_recipe_that_takes_it(compose, recipe, option):
     group, choice = option.split("/")
-    config = compose(recipe, f"{group}={choice}", *REQUIRED.get(recipe, []))
+    part = groups(recipe)[group]
+    config = compose(recipe, f"{group if part == group else f'{group}@{part}'}={choice}", *REQUIRED.get(recipe, []))
     assert plain(config)
-    assert is_dataclass(getattr(config, group))
+    assert is_dataclass(attrgetter(part)(config))
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith("experiment/")])
