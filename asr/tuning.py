@@ -80,7 +80,7 @@ def tune(
         num_trials: Trials in each round.
         max_rounds: How often weights are fitted at most; the set is searched once more. With 0 they stay as they are.
 
-    Greedy search and spelling have no weights; they are calibrated alone.
+    Greedy search has no weights, and spelling keeps its own; they are calibrated alone.
 
     Returns:
         Weights and calibration; measured are `wer`, of the search with these weights, `oracle_wer`, of the best
@@ -121,7 +121,9 @@ def tune(
     calibration, calibration_error = _calibrate(found, texts, tokenizer)
     measured = {"wer": errors / num_words, "oracle_wer": oracle / num_words, "rounds": len(rounds) - 1}
     # What CTC says of phones sums over alignments, so that lists do not tell what another prior would do.
-    fixed = {"prior_weight": search.config.prior_weight} if search.config.mode == "lexicon" else {}
+    # A speller's bonus is for its own tokens, which hypotheses no longer have.
+    kept = {"lexicon": "prior_weight", "spell": "length_bonus"}.get(search.config.mode)
+    fixed = {kept: getattr(search.config, kept)} if kept else {}
     return TunedSearch(
         weights=_named(knobs, weights) | fixed,
         calibration=calibration,

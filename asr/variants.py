@@ -36,6 +36,11 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
         for lm in lms:
             if lm not in LANGUAGE_MODELS:
                 raise ValueError(f"lms has {lm!r}; choose from {', '.join(LANGUAGE_MODELS)}")
+            if base.speller and lm != "none":
+                raise ValueError(
+                    f"lms has {lm!r}, but decoding.mode is 'spell', which has no place for a language model; evaluate "
+                    "searches with one by themselves, and compare with asr score --compare"
+                )
             parts = [] if lm == "none" else lm.split("+")
             for part in parts:
                 if getattr(base.lm, part) is None:
@@ -48,7 +53,7 @@ def variants(base: DecodingConfig, *, modes: Sequence[str], lms: Sequence[str]) 
             if mode not in ("attention", "joint"):
                 fusion = replace(fusion, internal_weight=0.0)
             impossible = (
-                (mode in _WITHOUT_WORDS and parts)
+                (mode == "greedy" and parts)
                 or (mode == "prefix_beam" and "neural" in parts)
                 or (mode == "lexicon" and "ngram" not in parts)
             )
@@ -114,6 +119,10 @@ class DefaultSearch:
 
     def __post_init__(self) -> None:
         DecodingConfig(mode=self.mode, beam_size=self.beam_size)  # checks both
+        if self.mode == "spell":
+            raise ValueError(
+                "the default search is 'spell', but a speller lies outside the model's folder; take another"
+            )
 
 
 TUNED_FILE = "decoding.json"  # beside the weights of a model

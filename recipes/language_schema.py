@@ -135,6 +135,11 @@ class TrainSpellerRecipe(SpellerTrainingConfig):
         SpellerTrainingConfig.__post_init__(self)  # slots=True makes the class anew; a bare super() would not find it
         if self.pieces < 0:
             raise ValueError(f"pieces is {self.pieces}; it must not be negative")
+        if not self.valid and self.holdout_utterances < 1:
+            raise ValueError(
+                f"holdout_utterances is {self.holdout_utterances} and valid names nothing; keep utterances back, or "
+                "name manifests"
+            )
         if (self.pieces > 0) == (self.init_from is not None):
             raise ValueError(
                 f"pieces is {self.pieces}, init_from is {self.init_from}; set one: init_from=… for a decoder that "

@@ -45,7 +45,7 @@ def choose_tuned(recipe: ReleaseRecipe, source: Path) -> dict[str, TunedSearch]:
         raise ValueError(f"{source} holds nothing of {default}; tune it with recipes/tune_decoding.py, or set mode=")
     tuned = {}
     for name, each in found.items():
-        if name.partition("+")[2] in lms and (recipe.lexicon or not name.startswith("lexicon")):
+        if name.partition("+")[2] in lms and name != "spell" and (recipe.lexicon or not name.startswith("lexicon")):
             manifest = Path(each.development.get("manifest", "")).name  # its folders mean nothing elsewhere
             tuned[name] = replace(each, development=each.development | {"manifest": manifest})
     return tuned

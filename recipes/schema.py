@@ -63,9 +63,14 @@ class TrainRecipe(TrainingConfig):
             ValueError: Naming the settings and the way out.
         """
         TrainingConfig.check_together(self)  # slots=True makes the class anew, which a bare super() does not survive
-        if self.decoder.num_layers == 0 and self.decoding.mode not in ("greedy", "prefix_beam", "lexicon", "spell"):
+        if self.decoder.num_layers == 0 and self.decoding.mode not in ("greedy", "prefix_beam", "lexicon"):
             raise ValueError(
                 f"decoding.mode is {self.decoding.mode!r}, but there is no decoder; take decoding=greedy or prefix_beam"
+            )
+        if self.decoding.mode == "spell":
+            raise ValueError(
+                "decoding.mode is 'spell', but a speller is trained for a recogniser that there is; take another mode, "
+                "then recipes/train_speller.py, and evaluate both with recipes/evaluate.py decoding=spell"
             )
         if self.decoding.mode == "lexicon" and not (self.decoding.lexicon and self.decoding.lm.ngram):
             raise ValueError(LEXICON_NEEDS)

@@ -143,6 +143,8 @@ def test_a_default_search_stays_when_others_are_tuned(tmp_path: Path) -> None:
 def test_a_default_search_must_be_one_that_there_is() -> None:
     with pytest.raises(ValueError, match=r"^decoding\.mode is 'loud'; choose one of greedy"):
         DefaultSearch(mode="loud")
+    with pytest.raises(ValueError, match=r"^the default search is 'spell', but a speller lies outside"):
+        DefaultSearch(mode="spell")
     with pytest.raises(ValueError, match=r"^decoding\.beam_size is 0; it must be at least 1$"):
         DefaultSearch(mode="joint", beam_size=0)
 
@@ -179,6 +181,8 @@ def test_a_speller_is_for_spelling_alone_and_takes_no_language_model() -> None:
     }
     with pytest.raises(ValueError, match=r"^decoding\.mode is 'spell', which needs decoding\.speller, a folder that"):
         variants(DecodingConfig(mode="joint"), modes=["spell"], lms=["none"])
+    with pytest.raises(ValueError, match=r"^lms has 'ngram', but decoding\.mode is 'spell', which has no place for a"):
+        variants(base, modes=["joint", "spell"], lms=["none", "ngram"])
 
 
 def test_the_prior_is_for_lexicon_search_alone() -> None:

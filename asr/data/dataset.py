@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -103,6 +103,7 @@ class Batch:
     seed: int
     phones: Tensor | None = None
     phone_lengths: Tensor | None = None
+    row_limit: ClassVar[str] = "max_duration_s"
 
     @property
     def padded_length(self) -> int:

@@ -4,7 +4,7 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ class SpellingBatch:
 
     Attributes:
         runs: What was heard, (B, R, 1 + P + 2), zero beyond a length.
-        lengths: Runs of each, (B,).
+        run_lengths: Runs of each, (B,).
         run_words: The number of the word that each run was heard of, (B, R); `NOTHING` beyond a length.
         tokens: What was said, (B, U), zero beyond a length.
-        token_lengths: Without the end of sentence, (B,).
+        lengths: Tokens of each, without the end of sentence, (B,).
         token_words: The number of each token's word, (B, U); `NOTHING` beyond a length.
         pair_tokens: The first token of the word that each pair of runs was heard of, (B, R'); `NOTHING` beyond.
         num_tokens: Sum of the lengths, and an end of sentence each: what is predicted.
@@ -40,23 +40,24 @@ class SpellingBatch:
     """
 
     runs: Tensor
-    lengths: Tensor
+    run_lengths: Tensor
     run_words: Tensor
     tokens: Tensor
-    token_lengths: Tensor
+    lengths: Tensor
     token_words: Tensor
     pair_tokens: Tensor
     num_tokens: int
     ids: list[str]
+    row_limit: ClassVar[str] = "max_words"
 
     @property
     def padded_length(self) -> int:
-        """Runs R that every row has with its padding."""
-        return self.runs.shape[1]
+        """Tokens that every row has with its padding, and an end of sentence."""
+        return self.tokens.shape[1] + 1
 
     def to(self, device: torch.device) -> Self:
         """Returns the batch with its tensors on the device."""
-        names = ("runs", "lengths", "run_words", "tokens", "token_lengths", "token_words", "pair_tokens")
+        names = ("runs", "run_lengths", "run_words", "tokens", "lengths", "token_words", "pair_tokens")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
@@ -84,6 +85,9 @@ class PassageBatches:
         seed: Any integer from 0.
         shard: Which of the shards to yield, from 0, where several processes train together.
         num_shards: Number of shards.
+
+    Raises:
+        ValueError: If a passage alone has more tokens than a batch may have.
     """
 
     def __init__(
@@ -102,9 +106,14 @@ class PassageBatches:
         self.passages, self.bank, self.transcripts = passages, bank, transcripts
         self.max_batch_tokens, self.real_share, self.num_growing = max_batch_tokens, real_share, num_growing
         self.seed, self.shard, self.num_shards = seed, shard, num_shards
-        sizes = np.diff(passages.tokens.offsets)
-        before = np.concatenate([[0], sizes[passages.words].cumsum()])
+        self._sizes = np.diff(passages.tokens.offsets)
+        before = np.concatenate([[0], self._sizes[passages.words].cumsum()])
         self.lengths = before[passages.bounds[:, 1]] - before[passages.bounds[:, 0]] + 1  # with the end of sentence
+        if self.lengths.max() > max_batch_tokens:
+            raise ValueError(
+                f"a passage has {self.lengths.max()} tokens with its end, more than loader.max_batch_tokens "
+                f"{max_batch_tokens}; raise that, or lower loader.max_words"
+            )
         self._real_lengths = np.array([len(transcripts[index].items) + 1 for index in bank.utterance_of.tolist()])
 
     def start(self, epoch: int, position: int) -> Generator[tuple[PassagePlan, SpellingBatch], None, None]:
@@ -140,21 +149,25 @@ class PassageBatches:
         """Bounds of the first batches, whose passages end early: each has a few more words than the one before."""
         random = np.random.default_rng((self.seed, self.shard))
         longest = int((self.passages.bounds[:, 1] - self.passages.bounds[:, 0]).max())
-        per_word = self.lengths.sum() / (self.passages.bounds[:, 1] - self.passages.bounds[:, 0]).sum()
         found = []
         for most in np.linspace(_FEWEST_WORDS, max(_FEWEST_WORDS, longest), self.num_growing).astype(int).tolist():
-            number = max(1, int(self.max_batch_tokens / (most * per_word + 1)))
+            number = max(1, self.max_batch_tokens // (most + 1))  # a word has a token at least
             bounds = self.passages.bounds[random.integers(len(self.passages), size=number)]
-            found.append(np.stack([bounds[:, 0], np.minimum(bounds[:, 1], bounds[:, 0] + most)], axis=1))
+            bounds = np.stack([bounds[:, 0], np.minimum(bounds[:, 1], bounds[:, 0] + most)], axis=1)
+            starts = [*batch_starts([self._length(*own) for own in bounds.tolist()], self.max_batch_tokens), number]
+            found.append(bounds[: starts[1]])
         return found
+
+    def _length(self, first: int, end: int) -> int:
+        """Tokens of some words, and an end of sentence."""
+        return 1 + int(self._sizes[self.passages.words[first:end]].sum())
 
     def _batch(self, plan: PassagePlan) -> SpellingBatch:
         random = np.random.default_rng((self.seed, plan.epoch, plan.position, self.shard))
         is_growing = plan.epoch == 0 and plan.position < self.num_growing
         drawn = 0 if is_growing else int(random.binomial(len(plan.bounds), self.real_share))
-        num_real = min(drawn, len(plan.bounds) - 1)
-        real = self._real(num_real, plan.bounds, random)
-        made_up = plan.bounds[: len(plan.bounds) - num_real]
+        real = self._real(min(drawn, len(plan.bounds) - 1), plan.bounds, random)
+        made_up = plan.bounds[: len(plan.bounds) - len(real)]
         frames, owners, words, tokens, token_words = self._heard_of(made_up, random)
         for row, number in enumerate(real, start=len(made_up)):
             own, transcript = self.bank.frames_of(number), self.transcripts[self.bank.utterance_of[number]]
@@ -171,10 +184,10 @@ class PassageBatches:
         padded = pad_sequence(tokens, batch_first=True)
         return SpellingBatch(
             runs=runs,
-            lengths=lengths,
+            run_lengths=lengths,
             run_words=run_words - 1,
             tokens=padded,
-            token_lengths=torch.tensor([len(own) for own in tokens]),
+            lengths=torch.tensor([len(own) for own in tokens]),
             token_words=padded_words,
             pair_tokens=_pair_tokens(run_words - 1, padded, padded_words),
             num_tokens=sum(len(own) for own in tokens) + num_rows,
@@ -182,17 +195,14 @@ class PassageBatches:
         )
 
     def _real(self, number: int, bounds: np.ndarray, random: np.random.Generator) -> list[int]:
-        """Utterances that are about as long as the passages of a batch."""
-        if not number:
-            return []
-        wanted = np.median(bounds[:, 1] - bounds[:, 0]) * self._real_lengths.sum() / self._num_real_words()
+        """Utterances that are about as long as the passages of a batch, at most so many, none longer than all of these:
+        the batch has room for that."""
+        lengths = [self._length(*own) for own in bounds.tolist()]
         drawn = random.integers(len(self._real_lengths), size=_CANDIDATES * number)
-        nearest = np.argsort(np.abs(self._real_lengths[drawn] - wanted), kind="stable")[:number]
+        drawn = drawn[self._real_lengths[drawn] <= max(lengths)]
+        nearest = np.argsort(np.abs(self._real_lengths[drawn] - np.median(lengths)), kind="stable")[:number]
         chosen: list[int] = drawn[nearest].tolist()
         return chosen
-
-    def _num_real_words(self) -> int:
-        return sum(len(self.transcripts[index].offsets) - 1 for index in self.bank.utterance_of.tolist())
 
     def _heard_of(
         self, bounds: np.ndarray, random: np.random.Generator

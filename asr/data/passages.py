@@ -4,7 +4,7 @@
 
 import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +99,8 @@ def read_passages(
     for text in read_texts(paths):
         stream.extend(numbers.setdefault(word, len(numbers)) for word in text.split())
         ends.append(len(stream))
-    _refuse_other_tokens(list(numbers)[:_NUM_NAMED], tokenizer)
     words = np.frombuffer(stream, dtype=np.intc) if stream else np.zeros(0, dtype=np.intc)
+    _refuse_other_tokens(numbers, tokenizer)
     spoken, written, unusable = _tables(list(numbers), tokenizer, PhoneEncoder(lexicon, phones))
     bounds = _cut(ends, np.random.default_rng(seed).choice(lengths, size=len(ends)), max_words=max_words)
     bad = np.concatenate([[0], np.isin(words, unusable).cumsum()])
@@ -120,17 +120,18 @@ def read_passages(
     return Passages(words, bounds[usable], spoken, written)
 
 
-def _refuse_other_tokens(words: list[str], tokenizer: Tokenizer) -> None:
-    try:
-        alone = [token for word in words for token in tokenizer.encode(word)]
-        together = tokenizer.encode(" ".join(words))
-    except ValueError:
-        return  # such words are left out
-    if alone != together:
-        raise ValueError(
-            f"the tokens of {' '.join(words)!r} are not those of its words one by one, as those of letters are not; "
-            "take pieces of words (byte-pair encoding): pieces=2000, or a language model that has them"
-        )
+def _refuse_other_tokens(words: Iterable[str], tokenizer: Tokenizer) -> None:
+    for word in words:
+        try:
+            once, twice = tokenizer.encode(word), tokenizer.encode(f"{word} {word}")
+        except ValueError:
+            continue  # such words are left out
+        if twice != 2 * once:
+            raise ValueError(
+                f"the tokens of '{word} {word}' are not those of its words one by one, as those of letters are not; "
+                "take pieces of words (byte-pair encoding): pieces=2000, or a language model that has them"
+            )
+        return
 
 
 def _tables(words: list[str], tokenizer: Tokenizer, encoder: PhoneEncoder) -> tuple[Lists, Lists, np.ndarray]:

@@ -45,7 +45,7 @@ class PhoneBank:
     def __init__(self, utterances: Sequence[HeardUtterance]) -> None:
         if not utterances:
             raise ValueError("nothing was heard: there are no utterances to learn from")
-        self.probabilities = torch.cat([each.probabilities.half() for each in utterances])  # (N, 1 + P)
+        self.probabilities = torch.cat([each.probabilities for each in utterances]).half()  # (N, 1 + P)
         self.num_hearings = 1 + max(each.hearing for each in utterances)
         self.utterance_of = np.array([each.index for each in utterances])
         self.utterance_starts = np.cumsum([0, *(len(each.probabilities) for each in utterances)])

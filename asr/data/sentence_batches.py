@@ -4,7 +4,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class SentenceBatch:
     lengths: Tensor
     num_tokens: int
     ids: list[str]
+    row_limit: ClassVar[str] = "max_sentence_tokens"
 
     @property
     def padded_length(self) -> int:

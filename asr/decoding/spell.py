@@ -120,5 +120,8 @@ class PhoneSpeller:
         return texts
 
     def _respelled(self, hypothesis: Hypothesis, *, most: int) -> Hypothesis:
-        tokens = self._spelling.encode(self._tokenizer.decode(hypothesis.tokens))
-        return replace(hypothesis, tokens=tuple(tokens[:most]))
+        """Whole words in the recogniser's tokens, as many as there is room for."""
+        words = self._tokenizer.decode(hypothesis.tokens).split()
+        while len(tokens := self._spelling.encode(" ".join(words))) > most:
+            words.pop()
+        return replace(hypothesis, tokens=tuple(tokens))

@@ -142,6 +142,10 @@ class Speller(nn.Module):
         if len(decoder.layers()) != len(lm.layers()):
             raise ValueError(f"{len(lm.layers())} blocks, but the speller's decoder has {len(decoder.layers())}")
         for own, other in zip(decoder.layers(), lm.layers(), strict=True):
+            if own.self_attention.num_heads != other.attention.num_heads:
+                raise ValueError(
+                    f"{other.attention.num_heads} heads, but the speller's decoder has {own.self_attention.num_heads}"
+                )
             pairs += [(own.self_norm, other.norm), (own.self_attention, other.attention)]
             pairs += [(own.feedforward, other.feedforward)]
             nn.init.zeros_(own.cross_attention.output.weight)

@@ -25,8 +25,6 @@ from asr.tokenizer import BLANK_ID
 
 logger = logging.getLogger(__name__)
 
-_CACHE_GB = 4.0  # of audio that is kept in memory from hearing to hearing
-
 
 @dataclass(slots=True, kw_only=True)
 class HearingConfig:
@@ -37,7 +35,7 @@ class HearingConfig:
         times: How often all of it is heard, each time with other draws.
         dropout: Whether the recogniser's dropout is on.
         augment: What is done to waveforms and features.
-        max_batch_s: Most seconds of audio of a batch, padding included.
+        max_batch_s: Most seconds of audio of a batch, padding included; a longer utterance goes alone.
     """
 
     times: int = 4
@@ -71,21 +69,23 @@ def hear(
     config: HearingConfig,
     *,
     seed: int,
+    max_gb: float = 4.0,
     progress: bool = True,
 ) -> Heard:
     """Hears utterances, and finds where in them each phone is.
 
     Args:
         loaded: The recogniser, which must know phones.
-        utterances: With their transcripts.
+        utterances: With their transcripts; none is empty.
         encoder: Of words to phones, the recogniser's.
         config: How they are heard.
         seed: Of all draws.
+        max_gb: Most memory for their audio, which is read once then and not every time.
         progress: Whether to show a progress bar.
 
     Raises:
         AudioError: If a file cannot be read.
-        ValueError: If an utterance is longer than a batch, a word has no pronunciation, or nothing could be aligned.
+        ValueError: If a word has no pronunciation.
     """
     dataset = UtteranceDataset(
         utterances,
@@ -93,12 +93,13 @@ def hear(
         sample_rate=loaded.sample_rate,
         augment=config.augment,
         seed=seed,
-        cache=preload(utterances, sample_rate=loaded.sample_rate, max_gb=_CACHE_GB, progress=progress),
+        cache=preload(utterances, sample_rate=loaded.sample_rate, max_gb=max_gb, progress=progress),
         phone_encoder=encoder,
     )
     sampler = BucketSampler(
         [each.duration_s for each in utterances],
-        max_batch_s=config.max_batch_s,
+        # One that is longer goes alone.
+        max_batch_s=max(config.max_batch_s, max(each.duration_s for each in utterances) / min(config.augment.speeds)),
         max_batch_size=len(utterances),
         speeds=config.augment.speeds,
         seed=seed,
@@ -126,7 +127,7 @@ def hear(
                 continue
             found.append(
                 HeardUtterance(
-                    probabilities=own.exp(),
+                    probabilities=own.exp().half(),
                     phones=[SILENCE, *phones],
                     starts=[0, *starts],
                     ends_word=[False, *ends[draw.index]],

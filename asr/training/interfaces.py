@@ -4,7 +4,7 @@ import signal
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,12 @@ class TrainingBatch(Protocol):
     Attributes:
         ids: What to look at when its loss is not finite.
         lengths: Samples of audio or tokens of every row, (B,) integers.
+        row_limit: The setting of the loader that limits them, by name.
     """
 
     ids: list[str]
     lengths: Tensor
+    row_limit: ClassVar[str]
 
     @property
     def padded_length(self) -> int:

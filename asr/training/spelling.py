@@ -4,7 +4,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asr import evaluate
 from asr.checkpoint import LoadedModel, find_model, shape
+from asr.data.dataset import encode_all
 from asr.data.manifest import Utterance
 from asr.data.passage_batches import NOTHING, PassageBatches, SpellingBatch
 from asr.data.passages import as_lists, read_passages
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 _NUM_SAMPLES = 8  # transcripts shown at every validation
 _EVERY = 3  # of so many pairs of runs one is asked for its token
+_CACHE_GB = 4.0  # of audio that is kept in memory from hearing to hearing
+_LENGTH_BONUS = 0.5  # in validation: without one, a speller ends too early
 _NEVER = -1e9  # the logarithm of no attention at all, finite so that its gradient is
 
 
@@ -129,8 +132,8 @@ class SpellingTask(nn.Module):
 
     def forward(self, batch: SpellingBatch) -> Loss:
         """The loss of a batch on the model's device."""
-        frames, lengths = self.model.read(batch.runs, batch.lengths)
-        inputs, targets = teacher_forcing(batch.tokens, batch.token_lengths)  # (B, U + 1) each
+        frames, lengths = self.model.read(batch.runs, batch.run_lengths)
+        inputs, targets = teacher_forcing(batch.tokens, batch.lengths)  # (B, U + 1) each
         blocks = self.model.decoder.layers()
         watched = [block.cross_attention for block in blocks[1::2] or blocks]
         with recorded(watched) as calls:
@@ -147,8 +150,12 @@ class SpellingTask(nn.Module):
             named["guide"] = guide.detach()
         if self.loss.pair_weight:
             some, targets = frames[:, ::_EVERY], batch.pair_tokens[:, ::_EVERY]
-            places = targets != NOTHING
-            pairs = F.cross_entropy(self.model.frame_logits(some[places]).float(), targets[places], reduction="sum")
+            pairs = F.cross_entropy(
+                self.model.frame_logits(some).float().flatten(0, 1),
+                targets.flatten(),
+                ignore_index=NOTHING,
+                reduction="sum",
+            )
             total = total + self.loss.pair_weight * pairs
             named["pair"] = pairs.detach()
         return Loss(total, batch.num_tokens, named)
@@ -168,7 +175,7 @@ def guide_loss(log_weights: Tensor, lengths: Tensor, batch: SpellingBatch) -> Te
     token_words = F.pad(batch.token_words, (0, 1), value=NOTHING)
     own = (token_words[:, :, None, None] == pairs).any(dim=3) & (token_words != NOTHING)[:, :, None]  # (B, U + 1, R')
     rows = torch.arange(len(own), device=own.device)
-    own[rows, batch.token_lengths, lengths - 1] = True
+    own[rows, batch.lengths, lengths - 1] = True
     paid = log_weights.masked_fill(~own, _NEVER).logsumexp(dim=2)
     return -paid.masked_fill(~own.any(dim=2), 0.0).sum()  # of some words nothing was heard
 
@@ -208,7 +215,7 @@ class SpellingValidation:
         self.model.eval()
         texts: dict[str, str] = {}
         for ids, runs, lengths in self.batches:
-            found = spell(self.model, runs, lengths, beam_size=1)
+            found = spell(self.model, runs, lengths, beam_size=1, length_bonus=_LENGTH_BONUS)
             texts |= {id_: self.tokenizer.decode(own[0].tokens) for id_, own in zip(ids, found, strict=True)}
         score = evaluate.score(self.references, texts, num_draws=1)
         rows = [f"| {self.references[key]} | {texts[key]} |" for key in list(self.references)[:_NUM_SAMPLES]]
@@ -285,16 +292,15 @@ def train_speller(
     torch.manual_seed(config.seed)
     model = build_speller(config.speller, tokenizer, num_phones=len(phones))
     if config.init_from:
-        _start_from(model, config)
+        _start_from(model, config, tokenizer)
     model.to(device)
     encoder = PhoneEncoder(lexicon, phones)
-    validation = SpellingValidation(model, tokenizer=tokenizer, loaded=loaded, utterances=valid, encoder=encoder)
-    heard = hear(loaded, train, encoder, config.hearing, seed=config.seed, progress=team.leads)
-    logger.info(
-        "%.1f %% of the phones wrong of %d utterances as heard for training, %.1f %% of %d to validate on; the nearer "
-        "the better, by hearing.dropout and hearing.augment",
-        100 * heard.phone_error_rate, len(heard.utterances), 100 * validation.phone_error_rate, len(valid),
-    )  # fmt: skip
+    train = [utterance for utterance in train if utterance.text]  # of silence there is nothing to learn
+    # What does not fit shows before anything is heard, which takes minutes.
+    transcripts = [
+        as_lists([own for word in each.text.split() for own in encode_all([replace(each, text=word)], tokenizer)])
+        for each in train
+    ]
     passages = read_passages(
         texts,
         tokenizer=tokenizer,
@@ -304,10 +310,27 @@ def train_speller(
         max_words=config.loader.max_words,
         seed=config.seed,
     )
+    validation = SpellingValidation(model, tokenizer=tokenizer, loaded=loaded, utterances=valid, encoder=encoder)
+    heard = hear(
+        loaded,
+        train,
+        encoder,
+        config.hearing,
+        seed=config.seed,
+        max_gb=_CACHE_GB / team.local_size,
+        progress=team.leads,
+    )
+    logger.info(
+        "%.1f %% of the phones wrong of %d utterances as heard for training, %.1f %% of %d to validate on; the nearer "
+        "the better, by hearing.dropout and hearing.augment",
+        100 * heard.phone_error_rate, len(heard.utterances), 100 * validation.phone_error_rate, len(valid),
+    )  # fmt: skip
+    bank = PhoneBank(heard.utterances)
+    del heard  # the bank has it in half the memory
     batches = PassageBatches(
         passages,
-        PhoneBank(heard.utterances),
-        [as_lists([tokenizer.encode(word) for word in each.text.split()]) for each in train],
+        bank,
+        transcripts,
         max_batch_tokens=config.loader.max_batch_tokens,
         real_share=config.loader.real_share,
         num_growing=config.loader.num_growing,
@@ -337,10 +360,12 @@ def train_speller(
     return trainer.run()
 
 
-def _start_from(model: Speller, config: SpellerTrainingConfig) -> None:
+def _start_from(model: Speller, config: SpellerTrainingConfig, tokenizer: Tokenizer) -> None:
     assert config.init_from is not None
     start = find_model(config.init_from)
-    _, has = load_tokenizer_and_lm_config(start)
+    its_tokens, has = load_tokenizer_and_lm_config(start)
+    if its_tokens.tokens != tokenizer.tokens:
+        raise ValueError(f"init_from: {start} has other tokens; take its tokenizer")
     asked = shape(asdict(config.speller))
     mending = [f"speller.{key}={value}" for key, value in shape(asdict(has)).items() if asked[key] != value]
     if mending:

@@ -86,9 +86,9 @@ def _measure(batch: TrainingBatch, sample_rate: int | None) -> _Size:
     padded = rows * batch.padded_length
     if sample_rate is None:
         words = f"{rows} sentences, {padded} tokens with padding"
-        return _Size(words, padded, "max_batch_tokens", "max_sentence_tokens")
+        return _Size(words, padded, "max_batch_tokens", batch.row_limit)
     seconds = padded / sample_rate
-    return _Size(f"{rows} utterances, {seconds:.0f} s with padding", seconds, "max_batch_s", "max_duration_s")
+    return _Size(f"{rows} utterances, {seconds:.0f} s with padding", seconds, "max_batch_s", batch.row_limit)
 
 
 def _reset_peak(device: torch.device) -> int:

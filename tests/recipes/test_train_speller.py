@@ -103,6 +103,7 @@ def test_the_decoder_may_start_from_a_language_model_and_utterances_be_held_out(
     [
         ("pieces=0", ValueError, "pieces is 0, init_from is None; set one: init_from=…"),
         ("init_from=runs/lm", ValueError, "pieces is 8, init_from is runs/lm; set one"),
+        ("holdout_utterances=0", ValueError, "holdout_utterances is 0 and valid names nothing; keep utterances back"),
         ("pieces=4000", ValueError, "pieces is 4000: a BPE vocabulary"),
         ("pieces=-1", ValueError, "pieces is -1; it must not be negative"),
         ("recognizer=/nowhere", FileNotFoundError, "/nowhere: no such model"),
@@ -118,7 +119,7 @@ def test_misuse_is_told_before_training(
     workplace: Path, run: Callable[..., None], change: str, error: type[Exception], message: str
 ):
     with pytest.raises(error) as misuse:
-        run(*arguments(workplace), change)
+        run(*[each for each in arguments(workplace) if not (change.startswith("holdout") and "valid" in each)], change)
     assert str(misuse.value).startswith(message)
 
 

@@ -69,19 +69,19 @@ def batch(tmp_path: Path) -> SpellingBatch:
 
 
 def test_attention_to_the_own_word_and_the_last_runs_costs_nothing(batch: SpellingBatch) -> None:
-    lengths = (batch.lengths + 1) // 2
+    lengths = (batch.run_lengths + 1) // 2
     shape = (len(batch.tokens), batch.tokens.shape[1] + 1, (batch.runs.shape[1] + 1) // 2)
     weights = torch.zeros(shape)
     expected = 0.0
     even = torch.full(shape, 1 / shape[2])
     for row in range(shape[0]):
-        for place in range(int(batch.token_lengths[row])):
+        for place in range(int(batch.lengths[row])):
             words = batch.run_words[row].tolist()
             word = int(batch.token_words[row, place])
             own = sorted({index // 2 for index, each in enumerate(words) if each == word})
             weights[row, place, own] = 1 / len(own)
             expected -= math.log(len(own) / shape[2])
-        weights[row, batch.token_lengths[row], lengths[row] - 1] = 1.0
+        weights[row, batch.lengths[row], lengths[row] - 1] = 1.0
         expected -= math.log(1 / shape[2])
     assert float(guide_loss(weights.log(), lengths, batch)) == pytest.approx(0.0, abs=1e-4)
     assert float(guide_loss(even.log(), lengths, batch)) == pytest.approx(expected, rel=1e-5)
@@ -91,7 +91,7 @@ def test_a_word_of_which_nothing_was_heard_has_a_finite_gradient(batch: Spelling
     deaf = replace(batch, run_words=torch.full_like(batch.run_words, NOTHING))
     weights = torch.randn(len(batch.tokens), batch.tokens.shape[1] + 1, 20, requires_grad=True)
     short = replace(deaf, run_words=torch.full((len(batch.tokens), 40), NOTHING))
-    guide_loss(weights.log_softmax(dim=2), torch.full_like(batch.lengths, 20), short).backward()
+    guide_loss(weights.log_softmax(dim=2), torch.full_like(batch.run_lengths, 20), short).backward()
     assert weights.grad is not None and weights.grad.isfinite().all()
     assert weights.grad.abs().sum() > 0  # of the ends of sentence
 
@@ -104,10 +104,10 @@ def test_the_total_is_the_weighted_sum_of_its_parts(batch: SpellingBatch) -> Non
     assert float(loss.total.detach()) == pytest.approx(
         parts["attention"] + 0.3 * parts["guide"] + 0.7 * parts["pair"], rel=1e-5
     )
-    inputs, targets = teacher_forcing(batch.tokens, batch.token_lengths)
+    inputs, targets = teacher_forcing(batch.tokens, batch.lengths)
     with torch.no_grad():
-        log_probs = speller(inputs, batch.runs, batch.lengths).log_softmax(dim=2)
-        frames, _ = speller.read(batch.runs, batch.lengths)
+        log_probs = speller(inputs, batch.runs, batch.run_lengths).log_softmax(dim=2)
+        frames, _ = speller.read(batch.runs, batch.run_lengths)
         pairs = speller.frame_logits(frames).log_softmax(dim=2)
     valid = targets >= 0
     chosen = log_probs.gather(2, targets.clamp_min(0)[:, :, None])[:, :, 0][valid]
@@ -231,6 +231,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path, utterances) -> None:
     config = make_config()
     with pytest.raises(ValueError, match=r"tiny: this recogniser knows no phones; train one with lexicon=…"):
         train(tmp_path / "run", config, utterances, loaded=tiny.make_loaded())
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # before anything is heard
+        train(tmp_path / "run", config, [replace(utterances[0], audio=tmp_path / "gone")], texts=[tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="there are no utterances to choose the speller on"):
         train(tmp_path / "run", config, utterances, valid=[])
     train(tmp_path / "run", config, utterances)
