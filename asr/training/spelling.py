@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 _NUM_SAMPLES = 8  # transcripts shown at every validation
 _EVERY = 3  # of so many pairs of runs one is asked for its token
 _CACHE_GB = 4.0  # of audio that is kept in memory from hearing to hearing
-_LENGTH_BONUS = 0.5  # in validation: without one, a speller ends too early
+_LENGTH_BONUS = 0.4  # in validation: without one, a speller ends too early
 _NEVER = -1e9  # the logarithm of no attention at all, finite so that its gradient is
 
 
