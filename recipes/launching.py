@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from schema import TrainRecipe, register
 
 from asr.errors import one_line
+from asr.garbage import keep_few_kernels
 from asr.training.distributed import leave, own_rank
 from asr.training.interfaces import Interrupted, TrainingError
 
@@ -32,6 +33,7 @@ def launch(config_name: str, run: Callable[[Any], None]) -> None:
     Of the processes that torchrun starts, the first one writes the log, and tells of a signal that all obeyed.
     """
     register()
+    keep_few_kernels()
     if own_rank():
         logging.disable()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print over several lines

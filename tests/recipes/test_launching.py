@@ -1,5 +1,6 @@
 """The config of a run that goes on: what it decides may not change, what is newer than the run may come."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,15 @@ def test_only_the_first_process_writes_without_its_number(monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         assert launching._fail("error: no", 1) == 1
         assert capsys.readouterr().err == line
+
+
+def test_recipes_keep_few_kernels(monkeypatch, capsys):
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # undone behind the test
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(launching.sys, "argv", ["prepare", "no.such.setting=1"])
+    with pytest.raises(SystemExit):
+        launching.launch("prepare", lambda _: None)
+    assert "Key 'no' not in" in capsys.readouterr().err
+    assert [os.environ[name] for name in names] == ["64", "64"]

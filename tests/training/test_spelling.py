@@ -256,3 +256,20 @@ def test_settings_out_of_range_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         make()
     assert str(caught.value) == message
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_loss_gradient_and_search_on_a_gpu_are_those_on_a_processor(batch: SpellingBatch) -> None:
+    found: dict[str, tuple[float, torch.Tensor, list[tuple[int, ...]]]] = {}
+    for device in ("cpu", "cuda"):
+        speller = tiny.randomized(make_speller()).to(device)
+        loss = SpellingTask(speller, loss=SpellingLossConfig())(batch.to(torch.device(device)))
+        loss.total.backward()
+        gradient = torch.cat([each.grad.flatten() for each in speller.parameters() if each.grad is not None]).cpu()
+        own = batch.to(torch.device(device))
+        hypotheses = spell(speller, own.runs, own.run_lengths, beam_size=3)
+        found[device] = float(loss.total.detach()), gradient, [each[0].tokens for each in hypotheses]
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-3)
+    torch.testing.assert_close(found["cuda"][1], found["cpu"][1], atol=1e-2, rtol=1e-2)
+    assert found["cuda"][2] == found["cpu"][2]
