@@ -4,10 +4,9 @@ from language_schema import TrainLmRecipe
 from launching import launch, run_folder, write_config
 
 from asr.checkpoint import find_model, read_tokenizer
-from asr.data.sentences import read_sentences, read_texts
+from asr.data.sentences import learn_pieces, read_sentences
 from asr.devices import pick_device
 from asr.lm_checkpoint import load_language_model
-from asr.tokenizer import BpeTokenizer
 from asr.training.language import perplexity, train_language_model
 from asr.training.tracking import make_tracker
 
@@ -19,11 +18,7 @@ def run(recipe: TrainLmRecipe) -> None:
     if (known := recipe.recognizer or recipe.init_from) is not None:
         tokenizer = read_tokenizer(find_model(known))
     else:
-        texts = list(read_texts(recipe.texts))
-        try:
-            tokenizer = BpeTokenizer.train(texts, vocab_size=recipe.pieces)
-        except ValueError as error:
-            raise ValueError(f"pieces is {recipe.pieces}: {error}") from None
+        tokenizer = learn_pieces(recipe.texts, pieces=recipe.pieces)
     train = read_sentences(recipe.texts, tokenizer, recipe.loader)
     if recipe.valid:
         valid = read_sentences(recipe.valid, tokenizer, recipe.loader)

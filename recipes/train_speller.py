@@ -11,9 +11,8 @@ from asr import checkpoint
 from asr.checkpoint import find_model, read_tokenizer
 from asr.data import manifest
 from asr.data.corpora import hold_out
-from asr.data.sentences import read_texts
+from asr.data.sentences import learn_pieces
 from asr.pronunciation import read_lexicon
-from asr.tokenizer import BpeTokenizer
 from asr.training.distributed import join
 from asr.training.spelling import train_speller
 from asr.training.tracking import make_tracker
@@ -33,10 +32,7 @@ def run(recipe: TrainSpellerRecipe) -> None:
     if recipe.init_from is not None:
         tokenizer = read_tokenizer(find_model(recipe.init_from))
     else:
-        try:
-            tokenizer = BpeTokenizer.train(list(read_texts(recipe.texts)), vocab_size=recipe.pieces)
-        except ValueError as error:
-            raise ValueError(f"pieces is {recipe.pieces}: {error}") from None
+        tokenizer = learn_pieces(recipe.texts, pieces=recipe.pieces)
     chosen = train_speller(
         recipe,
         loaded=checkpoint.load(recipe.recognizer, device=device),

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from asr.data.text_files import read_lines
 from asr.text import normalize
-from asr.tokenizer import Tokenizer
+from asr.tokenizer import BpeTokenizer, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +106,20 @@ def read_texts(paths: Sequence[Path], *, progress: bool = True) -> Iterator[str]
     """
     for _, _, text in _read_lines(paths, progress=progress):
         yield text
+
+
+def learn_pieces(paths: Sequence[Path], *, pieces: int) -> BpeTokenizer:
+    """A tokenizer of so many pieces of words, learned from texts and manifests.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file cannot be read as text, or these texts do not allow that number.
+    """
+    texts = list(read_texts(paths))
+    try:
+        return BpeTokenizer.train(texts, vocab_size=pieces)
+    except ValueError as error:
+        raise ValueError(f"pieces is {pieces}: {error}") from None
 
 
 def _read_lines(paths: Sequence[Path], *, progress: bool) -> Iterator[tuple[Path, str, str]]:

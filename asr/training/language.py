@@ -22,6 +22,7 @@ from asr.tokenizer import Tokenizer
 from asr.training.distributed import Team
 from asr.training.interfaces import Validation
 from asr.training.optim import OptimConfig
+from asr.training.same_run import last_checkpoint, named, refuse_changes, refuse_other_sizes
 from asr.training.tracking import Tracker
 from asr.training.trainer import Trainer, TrainerConfig
 
@@ -165,7 +166,8 @@ def train_language_model(
     model = build_language_model(config.lm, tokenizer)
     if config.init_from:
         start = find_model(config.init_from)
-        refuse_other_sizes(start, config.lm)
+        has = named("lm", shape(asdict(load_tokenizer_and_lm_config(start)[1])))
+        refuse_other_sizes(start, has=has, asked=named("lm", shape(asdict(config.lm))))
         fill_weights(model, start)
         logger.info("starting from the weights of %s", config.init_from)
     model.to(device)
@@ -191,34 +193,16 @@ def train_language_model(
     return trainer.run()
 
 
-def refuse_other_sizes(start: Path, config: LanguageModelConfig) -> None:
-    """Checks that the weights which training starts from are of these sizes.
-
-    Raises:
-        ValueError: If not; the message has all the overrides that mend it.
-    """
-    has, asked = shape(asdict(load_tokenizer_and_lm_config(start)[1])), shape(asdict(config))
-    mending = [f"lm.{key}={value}" for key, value in has.items() if asked[key] != value]
-    if mending:
-        raise ValueError(f"init_from: {start} has other sizes; to start from it, set {' '.join(mending)}")
-
-
 def refuse_other_model(folder: Path, config: LanguageModelConfig, tokenizer: Tokenizer) -> None:
     """Stops a run whose folder holds checkpoints of another language model.
 
     Raises:
         ValueError: If sizes or tokenizer differ; the first difference is named.
     """
-    for checkpoint in sorted((folder / "checkpoints").glob("step-*"))[-1:]:
+    if checkpoint := last_checkpoint(folder):
         saved_tokenizer, saved = load_tokenizer_and_lm_config(checkpoint)
-        advice = "give this run another name, or remove that folder"
-        before, now = asdict(saved), asdict(config)
-        for key in now:
-            if before[key] != now[key]:
-                raise ValueError(f"{folder} holds a run with lm.{key} {before[key]}, not {now[key]}; {advice}")
-        if saved_tokenizer.tokens != tokenizer.tokens:
-            size = saved_tokenizer.vocab_size
-            raise ValueError(f"{folder} holds a run with another tokenizer, of {size} tokens; {advice}")
+        sizes = named("lm", asdict(saved)), named("lm", asdict(config))
+        refuse_changes(folder, sizes=sizes, tokenizers=(saved_tokenizer, tokenizer))
 
 
 def _log_sizes(train: Sentences, batches: SentenceBatches, tokenizer: Tokenizer, model: LanguageModel) -> None:

@@ -17,7 +17,7 @@ from asr.checkpoint import LoadedModel, find_model, shape
 from asr.data.dataset import encode_all
 from asr.data.manifest import Utterance
 from asr.data.passage_batches import NOTHING, PassageBatches, SpellingBatch
-from asr.data.passages import as_lists, read_passages
+from asr.data.passages import Lists, as_lists, read_passages
 from asr.data.phone_bank import PhoneBank
 from asr.decoding.phone_runs import heard_runs
 from asr.decoding.spell import spell
@@ -33,6 +33,7 @@ from asr.training.distributed import Team
 from asr.training.hearing import HearingConfig, hear, phone_errors
 from asr.training.interfaces import Validation
 from asr.training.optim import OptimConfig
+from asr.training.same_run import last_checkpoint, named, refuse_changes, refuse_other_sizes
 from asr.training.tracking import Tracker
 from asr.training.trainer import Trainer, TrainerConfig
 
@@ -297,10 +298,7 @@ def train_speller(
     encoder = PhoneEncoder(lexicon, phones)
     train = [utterance for utterance in train if utterance.text]  # of silence there is nothing to learn
     # What does not fit shows before anything is heard, which takes minutes.
-    transcripts = [
-        as_lists([own for word in each.text.split() for own in encode_all([replace(each, text=word)], tokenizer)])
-        for each in train
-    ]
+    transcripts = _transcripts(train, tokenizer)
     passages = read_passages(
         texts,
         tokenizer=tokenizer,
@@ -311,22 +309,7 @@ def train_speller(
         seed=config.seed,
     )
     validation = SpellingValidation(model, tokenizer=tokenizer, loaded=loaded, utterances=valid, encoder=encoder)
-    heard = hear(
-        loaded,
-        train,
-        encoder,
-        config.hearing,
-        seed=config.seed,
-        max_gb=_CACHE_GB / team.local_size,
-        progress=team.leads,
-    )
-    logger.info(
-        "%.1f %% of the phones wrong of %d utterances as heard for training, %.1f %% of %d to validate on; the nearer "
-        "the better, by hearing.dropout and hearing.augment",
-        100 * heard.phone_error_rate, len(heard.utterances), 100 * validation.phone_error_rate, len(valid),
-    )  # fmt: skip
-    bank = PhoneBank(heard.utterances)
-    del heard  # the bank has it in half the memory
+    bank = _make_bank(config, loaded, train, encoder, validation, team=team)
     batches = PassageBatches(
         passages,
         bank,
@@ -360,16 +343,50 @@ def train_speller(
     return trainer.run()
 
 
+def _transcripts(utterances: Sequence[Utterance], tokenizer: Tokenizer) -> list[Lists]:
+    """The tokens of each word of each utterance."""
+    return [
+        as_lists([own for word in each.text.split() for own in encode_all([replace(each, text=word)], tokenizer)])
+        for each in utterances
+    ]
+
+
+def _make_bank(
+    config: SpellerTrainingConfig,
+    loaded: LoadedModel,
+    train: Sequence[Utterance],
+    encoder: PhoneEncoder,
+    validation: SpellingValidation,
+    *,
+    team: Team,
+) -> PhoneBank:
+    """Hears the training utterances, and tells how well beside those that are validated on."""
+    heard = hear(
+        loaded,
+        train,
+        encoder,
+        config.hearing,
+        seed=config.seed,
+        max_gb=_CACHE_GB / team.local_size,
+        progress=team.leads,
+    )
+    logger.info(
+        "%.1f %% of the phones wrong of %d utterances as heard for training, %.1f %% of %d to validate on; the nearer "
+        "the better, by hearing.dropout and hearing.augment",
+        100 * heard.phone_error_rate, len(heard.utterances),
+        100 * validation.phone_error_rate, len(validation.references),
+    )  # fmt: skip
+    return PhoneBank(heard.utterances)
+
+
 def _start_from(model: Speller, config: SpellerTrainingConfig, tokenizer: Tokenizer) -> None:
     assert config.init_from is not None
     start = find_model(config.init_from)
     its_tokens, has = load_tokenizer_and_lm_config(start)
     if its_tokens.tokens != tokenizer.tokens:
         raise ValueError(f"init_from: {start} has other tokens; take its tokenizer")
-    asked = shape(asdict(config.speller))
-    mending = [f"speller.{key}={value}" for key, value in shape(asdict(has)).items() if asked[key] != value]
-    if mending:
-        raise ValueError(f"init_from: {start} has other sizes; to start from it, set {' '.join(mending)}")
+    asked = named("speller", shape(asdict(config.speller)))
+    refuse_other_sizes(start, has=named("speller", shape(asdict(has))), asked=asked)
     model.start_from(load_language_model(start).model)
     logger.info("the decoder starts from the language model %s", config.init_from)
 
@@ -380,15 +397,9 @@ def refuse_other_speller(folder: Path, config: SpellerConfig, tokenizer: Tokeniz
     Raises:
         ValueError: If sizes, phones or tokenizer differ; the first difference is named.
     """
-    for checkpoint in sorted((folder / "checkpoints").glob("step-*"))[-1:]:
+    if checkpoint := last_checkpoint(folder):
         saved_tokenizer, saved, saved_phones = read_speller_shape(checkpoint)
-        advice = "give this run another name, or remove that folder"
-        before, now = asdict(saved), asdict(config)
-        for key in now:
-            if before[key] != now[key]:
-                raise ValueError(f"{folder} holds a run with speller.{key} {before[key]}, not {now[key]}; {advice}")
-        if saved_phones != list(phones):
-            raise ValueError(f"{folder} holds a run with other phones, {' '.join(saved_phones)}; {advice}")
-        if saved_tokenizer.tokens != tokenizer.tokens:
-            size = saved_tokenizer.vocab_size
-            raise ValueError(f"{folder} holds a run with another tokenizer, of {size} tokens; {advice}")
+        sizes = named("speller", asdict(saved)), named("speller", asdict(config))
+        refuse_changes(
+            folder, sizes=sizes, tokenizers=(saved_tokenizer, tokenizer), phones=(saved_phones, list(phones))
+        )

@@ -24,6 +24,7 @@ from asr.recognition import recognize_utterances
 from asr.tokenizer import EOS_ID, Tokenizer
 from asr.training.distributed import Team
 from asr.training.interfaces import LossInputs, Validation
+from asr.training.same_run import last_checkpoint, named, refuse_changes
 from asr.training.tracking import picture
 
 _NUM_SAMPLES = 8  # transcripts shown at every validation
@@ -226,19 +227,22 @@ def refuse_other_run(folder: Path, config: ModelConfig, tokenizer: Tokenizer) ->
     Raises:
         ValueError: If sizes, features or tokenizer differ; the first difference is named.
     """
-    for checkpoint in sorted((folder / "checkpoints").glob("step-*"))[-1:]:
+    if checkpoint := last_checkpoint(folder):
         saved_tokenizer, saved = load_tokenizer_and_config(checkpoint)
-        advice = "give this run another name, or remove that folder"
-        for part in ("features", "encoder", "decoder"):
-            before, now = asdict(getattr(saved, part)), asdict(getattr(config, part))
-            for key in now:
-                if before[key] != now[key]:
-                    raise ValueError(f"{folder} holds a run with {part}.{key} {before[key]}, not {now[key]}; {advice}")
-        if saved.phones != config.phones:
-            raise ValueError(f"{folder} holds a run with other phones, {' '.join(saved.phones) or 'none'}; {advice}")
-        if saved_tokenizer.tokens != tokenizer.tokens:
-            size = saved_tokenizer.vocab_size
-            raise ValueError(f"{folder} holds a run with another tokenizer, of {size} tokens; {advice}")
+        before, now = (
+            {
+                key: value
+                for part in ("features", "encoder", "decoder")
+                for key, value in named(part, asdict(getattr(each, part))).items()
+            }
+            for each in (saved, config)
+        )
+        refuse_changes(
+            folder,
+            sizes=(before, now),
+            tokenizers=(saved_tokenizer, tokenizer),
+            phones=(saved.phones, config.phones),
+        )
 
 
 @torch.no_grad()
