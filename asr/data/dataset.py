@@ -5,25 +5,24 @@
 import contextlib
 import hashlib
 import logging
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from asr import audio
 from asr.augment import AugmentConfig, WaveAugment, speed
-from asr.data.batching import BatchPlan, BucketSampler, Draw
+from asr.data.batching import BatchPlan, Draw
 from asr.data.manifest import Utterance
+from asr.data.tensor_batch import TensorBatch
 from asr.losses import min_ctc_frames
 from asr.pronunciation import PhoneEncoder
 from asr.tokenizer import Tokenizer
@@ -79,7 +78,7 @@ class LoaderConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class Batch:
+class Batch(TensorBatch):
     """A batch of utterances.
 
     Attributes:
@@ -109,25 +108,6 @@ class Batch:
     def padded_length(self) -> int:
         """Samples S that every row has with its padding."""
         return self.waveforms.shape[1]
-
-    def to(self, device: torch.device) -> Self:
-        """Returns the batch with its tensors on the device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Self:
-        """Returns the batch in page-locked memory, which copies to a GPU while it computes."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return replace(
-            self,
-            waveforms=change(self.waveforms),
-            lengths=change(self.lengths),
-            tokens=change(self.tokens),
-            token_lengths=change(self.token_lengths),
-            phones=None if self.phones is None else change(self.phones),
-            phone_lengths=None if self.phone_lengths is None else change(self.phone_lengths),
-        )
 
 
 class UtteranceDataset(Dataset[Batch]):
@@ -360,68 +340,6 @@ def usable_utterances(
     if not kept:
         raise ValueError(f"no training utterance is left: {named}{more}")
     return kept
-
-
-class _Planned(IterableDataset[tuple[BatchPlan, Batch | Exception]]):
-    """The batches of every n-th plan, for worker n of a loader; a fault in place of a batch, to be raised outside.
-
-    PyTorch would raise it there too, but with the traceback of the worker as its message.
-    """
-
-    def __init__(self, dataset: UtteranceDataset, sampler: BucketSampler) -> None:
-        self.dataset = dataset
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[tuple[BatchPlan, Batch | Exception]]:
-        worker = torch.utils.data.get_worker_info()
-        number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for count, plan in enumerate(self.sampler):
-            if count % step == number:
-                try:
-                    batch: Batch | Exception = self.dataset[plan]
-                except (ValueError, OSError) as fault:
-                    batch = fault
-                yield plan, batch
-
-
-def make_loader(
-    dataset: UtteranceDataset, sampler: BucketSampler, *, num_workers: int, pin_memory: bool
-) -> Generator[tuple[BatchPlan, Batch], None, None]:
-    """Batches without end, in the order of the sampler, whatever the number of workers.
-
-    Raises:
-        AudioError: If a file cannot be read.
-    """
-    # The loader draws a seed for its workers; from the global generator, that would change what training draws.
-    loader = DataLoader(
-        _Planned(dataset, sampler),
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(dataset.seed),
-        worker_init_fn=_start_worker if num_workers else None,
-    )
-    others = set(multiprocessing.active_children())
-    batches: Any = iter(loader)
-    workers = set(multiprocessing.active_children()) - others
-    try:
-        for plan, batch in batches:
-            if isinstance(batch, Exception):
-                raise batch
-            yield plan, batch
-    finally:
-        if workers:
-            # Deleting the iterator is not enough: the traceback of an exception may hold it.
-            batches._shutdown_workers()
-        for worker in workers:  # they ignore SIGTERM: one that did not end would keep this process from ending
-            worker.kill()
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # A signal to the process group stops training after its step, which still needs its batches.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
 
 
 def stable_seed(*parts: int | str) -> int:

@@ -2,9 +2,10 @@
 
 # B passages and utterances of a batch, R runs of frames, R' pairs of runs, U tokens, P phones
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from asr.data.batching import own_shard
 from asr.data.passages import Lists, Passages
 from asr.data.phone_bank import SILENCE, PhoneBank
 from asr.data.sentence_batches import batch_starts
+from asr.data.tensor_batch import TensorBatch
+from asr.data.workers import made_ahead
 from asr.decoding.phone_runs import find_runs, pad_rows
 
 NOTHING = -1  # in the place of a word or token: there is none
@@ -24,7 +27,7 @@ _CANDIDATES = 6  # utterances that are drawn for one that is about as long as a 
 
 
 @dataclass(slots=True, kw_only=True)
-class SpellingBatch:
+class SpellingBatch(TensorBatch):
     """A batch for a speller.
 
     Attributes:
@@ -55,11 +58,6 @@ class SpellingBatch:
         """Tokens that every row has with its padding, and an end of sentence."""
         return self.tokens.shape[1] + 1
 
-    def to(self, device: torch.device) -> Self:
-        """Returns the batch with its tensors on the device."""
-        names = ("runs", "run_lengths", "run_words", "tokens", "lengths", "token_words", "pair_tokens")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
 
 @dataclass(frozen=True, slots=True)
 class PassagePlan:
@@ -85,6 +83,8 @@ class PassageBatches:
         seed: Any integer from 0.
         shard: Which of the shards to yield, from 0, where several processes train together.
         num_shards: Number of shards.
+        num_workers: Processes that make batches ahead; 0 makes them when they are asked for.
+        pin_memory: Whether to put them into page-locked memory, for a GPU.
 
     Raises:
         ValueError: If a passage alone has more tokens than a batch may have.
@@ -102,10 +102,13 @@ class PassageBatches:
         seed: int,
         shard: int = 0,
         num_shards: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.passages, self.bank, self.transcripts = passages, bank, transcripts
         self.max_batch_tokens, self.real_share, self.num_growing = max_batch_tokens, real_share, num_growing
         self.seed, self.shard, self.num_shards = seed, shard, num_shards
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self._sizes = np.diff(passages.tokens.offsets)
         before = np.concatenate([[0], self._sizes[passages.words].cumsum()])
         self.lengths = before[passages.bounds[:, 1]] - before[passages.bounds[:, 0]] + 1  # with the end of sentence
@@ -118,9 +121,17 @@ class PassageBatches:
 
     def start(self, epoch: int, position: int) -> Generator[tuple[PassagePlan, SpellingBatch], None, None]:
         """Batches without end, from a place in an epoch on."""
+        return made_ahead(
+            partial(self._plans, epoch, position),
+            self._batch,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            seed=self.seed,
+        )
+
+    def _plans(self, epoch: int, position: int) -> Iterator[PassagePlan]:
         while True:
-            for plan in self.epoch(epoch)[position:]:
-                yield plan, self._batch(plan)
+            yield from self.epoch(epoch)[position:]
             epoch, position = epoch + 1, 0
 
     def epoch(self, number: int) -> list[PassagePlan]:

@@ -2,9 +2,10 @@
 
 # B sentences of a batch, U tokens
 
-from collections.abc import Generator
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from asr.data.batching import own_shard
 from asr.data.sentences import Sentences
+from asr.data.tensor_batch import TensorBatch
+from asr.data.workers import made_ahead
 
 # Lengths are jittered by this share before they are sorted, so that batches differ from epoch to epoch.
 _JITTER = 0.03
 
 
 @dataclass(slots=True, kw_only=True)
-class SentenceBatch:
+class SentenceBatch(TensorBatch):
     """A batch of sentences.
 
     Attributes:
@@ -38,10 +41,6 @@ class SentenceBatch:
     def padded_length(self) -> int:
         """Tokens U that every row has with its padding."""
         return self.tokens.shape[1]
-
-    def to(self, device: torch.device) -> Self:
-        """Returns the batch with its tensors on the device."""
-        return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +64,38 @@ class SentenceBatches:
         seed: Any integer from 0.
         shard: Which of the shards to yield, from 0, where several processes train together.
         num_shards: Number of shards.
+        num_workers: Processes that make batches ahead; 0 makes them when they are asked for.
+        pin_memory: Whether to put them into page-locked memory, for a GPU.
     """
 
     def __init__(
-        self, sentences: Sentences, *, max_batch_tokens: int, seed: int, shard: int = 0, num_shards: int = 1
+        self,
+        sentences: Sentences,
+        *,
+        max_batch_tokens: int,
+        seed: int,
+        shard: int = 0,
+        num_shards: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.sentences, self.max_batch_tokens, self.seed = sentences, max_batch_tokens, seed
         self.shard, self.num_shards = shard, num_shards
+        self.num_workers, self.pin_memory = num_workers, pin_memory
 
     def start(self, epoch: int, position: int) -> Generator[tuple[SentencePlan, SentenceBatch], None, None]:
         """Batches without end, from a place in an epoch on."""
+        return made_ahead(
+            partial(self._plans, epoch, position),
+            self._batch,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            seed=self.seed,
+        )
+
+    def _plans(self, epoch: int, position: int) -> Iterator[SentencePlan]:
         while True:
-            for plan in self.epoch(epoch)[position:]:
-                yield plan, self._batch(plan)
+            yield from self.epoch(epoch)[position:]
             epoch, position = epoch + 1, 0
 
     def epoch(self, number: int) -> list[SentencePlan]:

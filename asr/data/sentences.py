@@ -31,13 +31,17 @@ class SentenceLoaderConfig:
         max_sentence_tokens: Sentences of more tokens, the end included, are unusable.
         unusable: What to do with sentences that are too long or have characters that the tokenizer lacks: `stop` with
             the place of the first ones, or `leave_out` and say how many.
+        num_workers: Processes that make batches ahead of training, for a GPU; 0 makes them in the training process.
     """
 
     max_batch_tokens: int = 8192
     max_sentence_tokens: int = 512
     unusable: str = "leave_out"
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"loader.num_workers is {self.num_workers}; it must not be negative")
         if self.unusable not in ("stop", "leave_out"):
             raise ValueError(f"loader.unusable is {self.unusable!r}; choose stop or leave_out")
         if not 1 < self.max_sentence_tokens <= self.max_batch_tokens:

@@ -174,7 +174,13 @@ def train_language_model(
     team.draw_apart(config.seed)
     max_batch_tokens = config.loader.max_batch_tokens
     batches = SentenceBatches(
-        train, max_batch_tokens=max_batch_tokens, seed=config.seed, shard=team.rank, num_shards=team.size
+        train,
+        max_batch_tokens=max_batch_tokens,
+        seed=config.seed,
+        shard=team.rank,
+        num_shards=team.size,
+        num_workers=config.loader.num_workers,
+        pin_memory=device.type == "cuda",
     )
     _log_sizes(train, batches, tokenizer, model)
     trainer = Trainer(

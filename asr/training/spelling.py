@@ -24,6 +24,7 @@ from asr.decoding.spell import spell
 from asr.lm_checkpoint import load_language_model, load_tokenizer_and_lm_config
 from asr.losses import Loss, attention_loss, teacher_forcing
 from asr.nn.inspection import recorded
+from asr.nn.masks import valid_mask
 from asr.nn.speller import Speller, SpellerConfig
 from asr.pronunciation import Lexicon, PhoneEncoder
 from asr.recognition import encode_utterances
@@ -57,12 +58,14 @@ class SpellingLoaderConfig:
             are text, and what may be heard of it.
         num_growing: Batches at the beginning whose passages end early, after a few words at first: where to look is
             learned from short ones.
+        num_workers: Processes that make batches ahead of training, for a GPU; 0 makes them in the training process.
     """
 
     max_batch_tokens: int = 3000
     max_words: int = 100
     real_share: float = 0.1
     num_growing: int = 150
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_batch_tokens", "max_words"):
@@ -70,8 +73,9 @@ class SpellingLoaderConfig:
                 raise ValueError(f"loader.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.real_share < 1:
             raise ValueError(f"loader.real_share is {self.real_share}; it must be in [0, 1)")
-        if self.num_growing < 0:
-            raise ValueError(f"loader.num_growing is {self.num_growing}; it must not be negative")
+        for name in ("num_growing", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loader.{name} is {getattr(self, name)}; it must not be negative")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,8 +179,9 @@ def guide_loss(log_weights: Tensor, lengths: Tensor, batch: SpellingBatch) -> Te
     pairs = run_words.view(len(run_words), 1, -1, 2)
     token_words = F.pad(batch.token_words, (0, 1), value=NOTHING)
     own = (token_words[:, :, None, None] == pairs).any(dim=3) & (token_words != NOTHING)[:, :, None]  # (B, U + 1, R')
-    rows = torch.arange(len(own), device=own.device)
-    own[rows, batch.lengths, lengths - 1] = True
+    ends = valid_mask(batch.lengths + 1, own.shape[1]) ^ valid_mask(batch.lengths, own.shape[1])  # (B, U + 1)
+    last = valid_mask(lengths, own.shape[2]) ^ valid_mask(lengths - 1, own.shape[2])  # (B, R')
+    own |= ends[:, :, None] & last[:, None]
     paid = log_weights.masked_fill(~own, _NEVER).logsumexp(dim=2)
     return -paid.masked_fill(~own.any(dim=2), 0.0).sum()  # of some words nothing was heard
 
@@ -320,6 +325,8 @@ def train_speller(
         seed=config.seed,
         shard=team.rank,
         num_shards=team.size,
+        num_workers=config.loader.num_workers,
+        pin_memory=device.type == "cuda",
     )
     logger.info(
         "%d passages, %.2f M words; %d tokens; %.2f M parameters; on %s",

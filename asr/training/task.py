@@ -13,8 +13,9 @@ from asr import evaluate
 from asr.augment import SpecAugment
 from asr.checkpoint import ModelConfig, load_tokenizer_and_config
 from asr.data.batching import BatchPlan, BucketSampler, Pauses
-from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utterance, make_loader
+from asr.data.dataset import Batch, LoaderConfig, UtteranceDataset, load_utterance
 from asr.data.manifest import Utterance
+from asr.data.workers import made_ahead
 from asr.decoding.search import DecodingConfig, Search
 from asr.lattice_free import PhoneTrigrams
 from asr.losses import Loss, LossConfig, PhoneOutput, has_gpu_kernels, joint_loss, teacher_forcing
@@ -151,7 +152,13 @@ class UtteranceBatches:
     def start(self, epoch: int, position: int) -> Generator[tuple[BatchPlan, Batch], None, None]:
         """Batches without end, from a place in an epoch on."""
         sampler = self.sampler(epoch, position)
-        return make_loader(self.dataset, sampler, num_workers=self.config.num_workers, pin_memory=self.pin_memory)
+        return made_ahead(
+            sampler.__iter__,
+            self.dataset.__getitem__,
+            num_workers=self.config.num_workers,
+            pin_memory=self.pin_memory,
+            seed=self.dataset.seed,
+        )
 
     def largest(self) -> Batch:
         """The batch that needs most memory."""

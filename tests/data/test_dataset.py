@@ -2,9 +2,6 @@
 
 import itertools
 import logging
-import multiprocessing
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +21,12 @@ from asr.data.dataset import (
     UtteranceDataset,
     encode_all,
     find_unusable,
-    make_loader,
     preload,
     stable_seed,
     usable_utterances,
 )
 from asr.data.manifest import Utterance
+from asr.data.workers import made_ahead
 from asr.pronunciation import Lexicon, PhoneEncoder
 
 DURATIONS_S = [0.30, 0.20, 0.50, 0.41, 0.25]
@@ -228,50 +225,33 @@ def test_a_batch_is_padded_to_a_step_and_nothing_else_changes(utterances):
     assert torch.equal(stepped.lengths, plain.lengths)
 
 
-# Loaders
+# Made ahead of training
+
+
+def made(dataset: UtteranceDataset, sampler: BucketSampler, *, num_workers: int):
+    return made_ahead(
+        sampler.__iter__, dataset.__getitem__, num_workers=num_workers, pin_memory=False, seed=dataset.seed
+    )
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors, on purpose
 @pytest.mark.parametrize("start", [(0, 0), (1, 1)])
-def test_workers_change_nothing_neither_the_order_nor_the_global_generator(utterances, noisy, start):
+def test_workers_draw_what_one_process_draws(utterances, noisy, start):
     dataset = make_dataset(utterances, augment=noisy)
     sampler = BucketSampler(DURATIONS_S, max_batch_s=1.2, max_batch_size=2, speeds=noisy.speeds, seed=1, start=start)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    seen = []
-    for num_workers in (0, 2):
-        loader = make_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
-        seen.append(list(itertools.islice(loader, 7)))
-        assert torch.equal(torch.get_rng_state(), before)
-    assert [plan for plan, _ in seen[0]] == [plan for plan, _ in seen[1]] == list(itertools.islice(sampler, 7))
-    for (_, alone), (_, together) in zip(*seen, strict=True):
-        assert_same(alone, together)
+    alone, together = (list(itertools.islice(made(dataset, sampler, num_workers=number), 7)) for number in (0, 2))
+    assert [plan for plan, _ in alone] == [plan for plan, _ in together] == list(itertools.islice(sampler, 7))
+    for (_, one), (_, other) in zip(alone, together, strict=True):
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_file_that_cannot_be_read_is_one_clear_line_whoever_reads_it(utterances, tmp_path, num_workers):
     lost = replace(utterances[0], audio=tmp_path / "lost.wav")
     sampler = BucketSampler([0.3], max_batch_s=1.0, max_batch_size=1, speeds=[1.0], seed=1)
-    loader = make_loader(make_dataset([lost]), sampler, num_workers=num_workers, pin_memory=False)
     with pytest.raises((audio.AudioError, FileNotFoundError)) as caught:
-        next(loader)
+        next(made(make_dataset([lost]), sampler, num_workers=num_workers))
     assert str(caught.value).startswith(f"{lost.audio}: ") and "\n" not in str(caught.value)
-    assert not multiprocessing.active_children(), "nobody is left, though the exception still holds the iterator"
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_signal_to_all_processes_leaves_the_workers_at_work(utterances):
-    sampler = BucketSampler(DURATIONS_S, max_batch_s=1.2, max_batch_size=2, speeds=[1.0], seed=1)
-    loader = make_loader(make_dataset(utterances), sampler, num_workers=2, pin_memory=False)
-    first = list(itertools.islice(loader, 2))  # one of each worker: both are at work
-    others = {child.pid for child in multiprocessing.active_children()}
-    assert len(others) == 2
-    for number in (signal.SIGINT, signal.SIGTERM):
-        for pid in others:
-            os.kill(pid, number)
-    rest = list(itertools.islice(loader, 12))  # more than what is read ahead
-    assert [plan for plan, _ in first + rest] == list(itertools.islice(sampler, 14))
-    loader.close()
 
 
 # Unusable utterances

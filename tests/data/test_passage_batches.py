@@ -148,6 +148,15 @@ def test_the_largest_batch_is_of_the_longest_passages(text: Path) -> None:
         spelling_data.make_batches(text, max_batch_tokens=10)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors, on purpose
+def test_workers_make_what_one_process_makes(text: Path) -> None:
+    batches = spelling_data.make_batches(text)
+    alone = take(batches, 6)
+    batches.num_workers = 2
+    for one, other in zip(alone, take(batches, 6), strict=True):
+        assert_same(one, other)
+
+
 def test_a_batch_goes_to_a_device_with_all_its_tensors(text: Path) -> None:
     (batch,) = take(spelling_data.make_batches(text), 1)
     moved = batch.to(torch.device("meta"))

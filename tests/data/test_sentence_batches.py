@@ -90,6 +90,16 @@ def test_a_start_behind_the_last_batch_is_the_next_epoch():
     assert (plan.epoch, plan.position) == (1, 0)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors, on purpose
+def test_workers_make_what_one_process_makes():
+    batches = make_batches(make_sentences())
+    alone = list(islice(batches.start(0, 3), 6))
+    batches.num_workers = 2
+    for (plan, one), (other_plan, other) in zip(alone, islice(batches.start(0, 3), 6), strict=True):
+        assert (plan.epoch, plan.position, one.ids) == (other_plan.epoch, other_plan.position, other.ids)
+        assert torch.equal(one.tokens, other.tokens)
+
+
 def test_little_of_a_batch_is_padding():
     assert 0 < make_batches(make_sentences(5000), max_batch_tokens=4096).padding_share(0) < 0.06
 

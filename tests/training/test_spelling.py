@@ -248,6 +248,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, utterances) -> None:
         (lambda: SpellingLoaderConfig(max_words=0), "loader.max_words is 0; it must be at least 1"),
         (lambda: SpellingLoaderConfig(real_share=1.0), "loader.real_share is 1.0; it must be in [0, 1)"),
         (lambda: SpellingLoaderConfig(num_growing=-1), "loader.num_growing is -1; it must not be negative"),
+        (lambda: SpellingLoaderConfig(num_workers=-1), "loader.num_workers is -1; it must not be negative"),
         (lambda: SpellingLossConfig(guide_weight=-1.0), "loss.guide_weight is -1.0; it must not be negative"),
         (lambda: SpellerTrainingConfig(seed=-1), "seed is -1; it must not be negative"),
     ],
