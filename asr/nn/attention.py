@@ -147,36 +147,44 @@ class RelativeAttention(nn.Module):
         self.position_weight = nn.Parameter(torch.empty(num_heads, self.head_width, self.position_width))  # W
         nn.init.xavier_uniform_(self.position_weight)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, code: Tensor | None = None) -> Tensor:
         """Attends from every frame to every frame.
 
         Args:
             x: (B, T, D).
             mask: Booleans that broadcast to (B, H, T, T); False hides a key. Every query must see at least one key.
+            code: What `code` gives for T, which layers of the same sizes can share; by default computed here.
 
         Returns:
             (B, T, D)
         """
-        queries, keys, values = self._queries_keys_values(x)
+        queries, keys, values = self._queries_keys_values(x, self.code(x) if code is None else code)
         dropout = self.dropout if self.training else 0.0
         context = attend(queries, keys, values, mask=mask, dropout=dropout)
         return self.output(context.transpose(1, 2).flatten(2))  # (B, T, D)
 
     @torch.no_grad()
-    def weights(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def weights(self, x: Tensor, *, mask: Tensor | None = None, code: Tensor | None = None) -> Tensor:
         """The attention weights (B, H, T, T) that `forward` uses on these arguments; rows sum to one."""
-        queries, keys, _ = self._queries_keys_values(x)
+        queries, keys, _ = self._queries_keys_values(x, self.code(x) if code is None else code)
         return _softmax_scores(queries, keys, scale=1 / math.sqrt(self.head_width), mask=mask)
 
-    def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def code(self, x: Tensor) -> Tensor:
+        """The code of the positions of frames (B, T, D): cosines, then sines, (T, P) float32."""
+        return torch.cat(position_code(torch.arange(x.shape[1], device=x.device), self.position_width), dim=-1)
+
+    def _queries_keys_values(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, self.head_width))
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, E)
-        cosines, sines = position_code(torch.arange(x.shape[1], device=x.device), self.position_width)  # (T, P/2) each
+        query, key, value = heads.unbind(2)  # (B, T, H, E) each
+        cosines, sines = code.chunk(2, dim=-1)  # (T, P/2) each
+        query = query.transpose(1, 2)  # (B, H, T, E)
         a, b = ((query + self.position_bias) @ self.position_weight).chunk(2, dim=-1)  # (B, H, T, P/2) each
         turned = torch.cat([a * sines + b * cosines, b * sines - a * cosines], dim=-1)  # (B, H, T, P)
-        code = torch.cat([cosines, sines], dim=-1).to(key.dtype).expand(*key.shape[:3], -1)  # (B, H, T, P)
+        code = code.to(key.dtype)[:, None].expand(*key.shape[:3], -1)  # (B, T, H, P)
         queries = torch.cat([query + self.content_bias, turned.to(query.dtype)], dim=-1)  # (B, H, T, E + P)
-        return queries.to(key.dtype), torch.cat([key, code], dim=-1), value
+        # With the heads side by side, as they come from the projection, the keys are two copies of whole rows.
+        keys = torch.cat([key, code], dim=-1).transpose(1, 2)  # (B, H, T, E + P)
+        return queries.to(key.dtype), keys, value.transpose(1, 2)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:

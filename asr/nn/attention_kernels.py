@@ -54,7 +54,7 @@ def attention(
     if dropout:
         draws.random_(-(2**31), 2**31)
     mask_strides, mask_bytes = _mask(mask, (batch, num_heads, num_queries, num_keys))
-    unit, tiles = _UNITS[queries.dtype], _tiles(queries, values)
+    unit, tiles = _UNITS[queries.dtype], _tiles("forward", queries, values)
     with torch.cuda.device_of(queries):  # Triton launches on PyTorch's present device
         _forward_kernel[(triton.cdiv(num_queries, tiles["block"]) * batch * num_heads,)](
             queries, keys, values, mask_bytes, draws, context, log_sums, 1 / math.sqrt(width), dropout,
@@ -83,21 +83,22 @@ def _attention_backward(
     gradients = [_with_heads_side_by_side(each, each.shape[3]) for each in (queries, keys, values)]
     shares = torch.empty_like(log_sums)
     mask_strides, mask_bytes = _mask(mask, (batch, num_heads, num_queries, num_keys))
-    unit, tiles = _UNITS[queries.dtype], _tiles(queries, values)
+    unit = _UNITS[queries.dtype]
+    of_queries, of_keys = (_tiles(name, queries, values) for name in ("of queries", "of keys"))
     numbers = 1 / math.sqrt(width), dropout, num_heads, num_queries, num_keys
     constants = {
         "key_width": key_width, "width": width, "unit": unit, "has_dropout": dropout > 0,
-        "mask_rows": mask_strides[2] != 0, **tiles,
+        "mask_rows": mask_strides[2] != 0,
     }  # fmt: skip
     with torch.cuda.device_of(queries):
-        _backward_of_queries_kernel[(triton.cdiv(num_queries, tiles["block"]) * batch * num_heads,)](
+        _backward_of_queries_kernel[(triton.cdiv(num_queries, of_queries["block"]) * batch * num_heads,)](
             *tensors, mask_bytes, draws, log_sums, shares, gradients[0],
-            *numbers, *_strides(unit, *tensors), *mask_strides, **constants,
+            *numbers, *_strides(unit, *tensors), *mask_strides, **constants, **of_queries,
         )  # fmt: skip
         queries, keys, values, _, grad = tensors
-        _backward_of_keys_kernel[(triton.cdiv(num_keys, tiles["block"]) * batch * num_heads,)](
+        _backward_of_keys_kernel[(triton.cdiv(num_keys, of_keys["block"]) * batch * num_heads,)](
             queries, keys, values, grad, mask_bytes, draws, log_sums, shares, *gradients[1:],
-            *numbers, *_strides(unit, queries, keys, values, grad), *mask_strides, **constants,
+            *numbers, *_strides(unit, queries, keys, values, grad), *mask_strides, **constants, **of_keys,
         )  # fmt: skip
     return gradients[0], gradients[1], gradients[2]
 
@@ -165,19 +166,23 @@ def _mask(mask: Tensor | None, shape: tuple[int, int, int, int]) -> tuple[tuple[
     return whole.stride(), whole.view(torch.uint8)
 
 
-def _tiles(queries: Tensor, values: Tensor) -> dict[str, int]:
+def _tiles(kernel: str, queries: Tensor, values: Tensor) -> dict[str, int]:
     """Sizes of the tiles, with widths padded to powers of two, and how they are computed.
 
     In float32 tiles take twice the memory and no tensor cores, so they are smaller and shared by more threads.
     """
-    small = queries.dtype == torch.float32
+    block, step, num_warps, num_stages = TILES[kernel] if queries.dtype != torch.float32 else (32, 32, 8, 2)
     return {
-        "block": 32 if small else 64,  # queries and keys
+        "block": block,  # queries or keys of a program
+        "step": step,  # keys or queries at a time
         "key_columns": max(16, triton.next_power_of_2(queries.shape[3])),  # 16 is the least that tensor cores take
         "columns": max(16, triton.next_power_of_2(values.shape[3])),
-        "num_warps": 8 if small else 4,
-        "num_stages": 2,
+        "num_warps": num_warps,
+        "num_stages": num_stages,
     }
+
+
+TILES = {"forward": (128, 64, 4, 2), "of queries": (64, 32, 4, 3), "of keys": (64, 64, 4, 2)}
 
 
 @triton.jit
@@ -242,7 +247,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     q, k, v, mask, draws, out, log_sums, scale, dropout, num_heads, num_queries, num_keys,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, m_batch, m_head, m_row, m_column,
     key_width: tl.constexpr, width: tl.constexpr, unit: tl.constexpr, has_dropout: tl.constexpr,
-    mask_rows: tl.constexpr, block: tl.constexpr, key_columns: tl.constexpr, columns: tl.constexpr,
+    mask_rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, key_columns: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
     """The context of one tile of queries of one head."""
     batch, head, both, start = _place(num_queries, num_heads, block)
@@ -260,8 +265,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     highest = tl.full([block], float("-inf"), tl.float32)
     total = tl.zeros([block], tl.float32)
     context = tl.zeros([block, columns], tl.float32)
-    for first in range(0, num_keys, block):
-        others = first + tl.arange(0, block)
+    for first in range(0, num_keys, step):
+        others = first + tl.arange(0, step)
         keys = _load(k, others, k_row * unit, num_keys, key_width, key_columns)
         scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * (scale * _LOG2_E)
         seen = _seen(mask, rows[:, None], others[None, :], m_row, m_column, num_queries, num_keys, mask_rows)
@@ -295,7 +300,7 @@ def _backward_of_queries_kernel(  # type: ignore[no-untyped-def]
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, o_batch, o_head, o_row,
     g_batch, g_head, g_row, m_batch, m_head, m_row, m_column,
     key_width: tl.constexpr, width: tl.constexpr, unit: tl.constexpr, has_dropout: tl.constexpr,
-    mask_rows: tl.constexpr, block: tl.constexpr, key_columns: tl.constexpr, columns: tl.constexpr,
+    mask_rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, key_columns: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one tile of queries of one head, and the products of their contexts with their gradients."""
     batch, head, both, start = _place(num_queries, num_heads, block)
@@ -318,8 +323,8 @@ def _backward_of_queries_kernel(  # type: ignore[no-untyped-def]
         of_queries = tl.load(draws + rows, mask=rows < num_queries, other=0)
 
     of_q = tl.zeros([block, key_columns], tl.float32)
-    for first in range(0, num_keys, block):
-        others = first + tl.arange(0, block)
+    for first in range(0, num_keys, step):
+        others = first + tl.arange(0, step)
         keys = _load(k, others, k_row * unit, num_keys, key_width, key_columns)
         values = _load(v, others, v_row * unit, num_keys, width, columns)
         scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * (scale * _LOG2_E)
@@ -341,7 +346,7 @@ def _backward_of_keys_kernel(  # type: ignore[no-untyped-def]
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, g_batch, g_head, g_row,
     m_batch, m_head, m_row, m_column,
     key_width: tl.constexpr, width: tl.constexpr, unit: tl.constexpr, has_dropout: tl.constexpr,
-    mask_rows: tl.constexpr, block: tl.constexpr, key_columns: tl.constexpr, columns: tl.constexpr,
+    mask_rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, key_columns: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one tile of keys, and their values, of one head. Tiles of weights are transposed here."""
     batch, head, both, start = _place(num_keys, num_heads, block)
@@ -362,8 +367,8 @@ def _backward_of_keys_kernel(  # type: ignore[no-untyped-def]
 
     of_k = tl.zeros([block, key_columns], tl.float32)
     of_v = tl.zeros([block, columns], tl.float32)
-    for first in range(0, num_queries, block):
-        others = first + tl.arange(0, block)
+    for first in range(0, num_queries, step):
+        others = first + tl.arange(0, step)
         exists = others < num_queries
         queries = _load(q, others, q_row * unit, num_queries, key_width, key_columns)
         grad = _load(g, others, g_row * unit, num_queries, width, columns)

@@ -153,11 +153,17 @@ class ConformerBlock(nn.Module):
         self.feedforward_out = FeedForward(width, inner_width=config.feedforward_width, dropout=dropout)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Maps (B, T', D) to (B, T', D); `valid` is (B, T', 1), False on padding."""
+    def forward(self, x: Tensor, valid: Tensor, code: Tensor | None = None) -> Tensor:
+        """Maps (B, T', D) to (B, T', D).
+
+        Args:
+            x: (B, T', D).
+            valid: Booleans (B, T', 1), False on padding.
+            code: Of the positions, as `RelativeAttention.code` gives it, for all blocks; by default computed here.
+        """
         x = torch.add(x, self.feedforward_in(x), alpha=0.5)
         keys = valid[:, None, None, :, 0]  # (B, 1, 1, T')
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), mask=keys))
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), mask=keys, code=code))
         x = x + self.conv(x, valid)
         x = torch.add(x, self.feedforward_out(x), alpha=0.5)
         return self.norm(x)
@@ -220,9 +226,10 @@ class ConformerEncoder(nn.Module):
         x, lengths = self.subsampling(features, lengths)
         x = self.dropout(x)
         valid = valid_mask(lengths, x.shape[1])[:, :, None]  # (B, T', 1)
+        code = self.layers()[0].attention.code(x)  # once for all blocks
         intermediate = []
         for number, block in enumerate(self.layers(), start=1):
-            x = runner(block, recompute=self.checkpoint_activations)(x, valid)
+            x = runner(block, recompute=self.checkpoint_activations)(x, valid, code)
             if number in self.intermediate_layers:
                 intermediate.append(x)
         return EncoderOutput(frames=x * valid, lengths=lengths, intermediate=intermediate)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asr.nn.attention import KeyValueCache, MultiHeadAttention, embed_tokens
 from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
+from asr.nn.feedforward import FeedForward
 from asr.nn.linear import Linear
 from asr.nn.masks import causal_mask, valid_mask
 
@@ -83,13 +84,7 @@ class DecoderBlock(nn.Module):
         self.self_attention = MultiHeadAttention(width, num_heads=config.num_heads)
         self.cross_norm = nn.LayerNorm(width)
         self.cross_attention = MultiHeadAttention(width, num_heads=config.num_heads)
-        self.feedforward = nn.Sequential(
-            nn.LayerNorm(width),
-            Linear(width, config.feedforward_width),
-            nn.SiLU(),
-            Dropout(config.dropout),
-            Linear(config.feedforward_width, width),
-        )
+        self.feedforward = FeedForward(width, inner_width=config.feedforward_width, dropout=config.dropout)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, memory: Tensor, *, memory_mask: Tensor, causal: Tensor) -> Tensor:
@@ -99,7 +94,7 @@ class DecoderBlock(nn.Module):
         # Nothing but the frames is attended to here, so N sequences of an utterance are N·U queries of one.
         queries = self.cross_norm(x).view(len(memory), -1, x.shape[2])  # (B, N·U, D)
         x = x + self.dropout(self.cross_attention(queries, memory, mask=memory_mask).view_as(x))
-        return x + self.dropout(self.feedforward(x))
+        return x + self.feedforward(x)
 
     def step(
         self, x: Tensor, past: KeyValueCache | None, memory: KeyValueCache, memory_mask: Tensor

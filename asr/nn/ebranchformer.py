@@ -107,11 +107,17 @@ class EBranchformerBlock(nn.Module):
         self.feedforward_out = FeedForward(width, inner_width=feedforward_width, dropout=dropout)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Maps (B, T', D) to (B, T', D); `valid` is (B, T', 1), False on padding."""
+    def forward(self, x: Tensor, valid: Tensor, code: Tensor | None = None) -> Tensor:
+        """Maps (B, T', D) to (B, T', D).
+
+        Args:
+            x: (B, T', D).
+            valid: Booleans (B, T', 1), False on padding.
+            code: Of the positions, as `RelativeAttention.code` gives it, for all blocks; by default computed here.
+        """
         x = torch.add(x, self.feedforward_in(x), alpha=0.5)
         keys = valid[:, None, None, :, 0]  # (B, 1, 1, T')
-        far = self.attention_dropout(self.attention(self.attention_norm(x), mask=keys))
+        far = self.attention_dropout(self.attention(self.attention_norm(x), mask=keys, code=code))
         x = x + self.merge(far, self.gating(x, valid), valid)
         x = torch.add(x, self.feedforward_out(x), alpha=0.5)
         return self.norm(x)

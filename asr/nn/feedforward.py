@@ -1,6 +1,6 @@
-"""The feed-forward module of the encoder's blocks."""
+"""The feed-forward module of all blocks."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from asr.nn.dropout import Dropout
 from asr.nn.linear import Linear
@@ -24,3 +24,10 @@ class FeedForward(nn.Sequential):
             Linear(inner_width, width),
             Dropout(dropout),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (…, D) to (…, D)."""
+        norm, expand, activation, inner_dropout, project, dropout = self
+        hidden = expand(norm(x))
+        found: Tensor = dropout(project(inner_dropout(activation(hidden), marker=hidden)))
+        return found

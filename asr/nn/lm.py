@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from asr.nn.attention import KeyValueCache, MultiHeadAttention, embed_tokens
 from asr.nn.blocks import runner
 from asr.nn.dropout import Dropout
-from asr.nn.linear import Linear, linear
+from asr.nn.feedforward import FeedForward
+from asr.nn.linear import linear
 from asr.nn.masks import causal_mask
 
 
@@ -69,20 +70,14 @@ class LanguageModelBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.width)
         self.attention = MultiHeadAttention(config.width, num_heads=config.num_heads)
-        self.feedforward = nn.Sequential(
-            nn.LayerNorm(config.width),
-            Linear(config.width, config.feedforward_width),
-            nn.SiLU(),
-            Dropout(config.dropout),
-            Linear(config.feedforward_width, config.width),
-        )
+        self.feedforward = FeedForward(config.width, inner_width=config.feedforward_width, dropout=config.dropout)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, *, causal: Tensor) -> Tensor:
         """Maps all tokens at once, (B, U, D) to (B, U, D)."""
         normed = self.norm(x)
         x = x + self.dropout(self.attention(normed, normed, mask=causal))
-        return x + self.dropout(self.feedforward(x))
+        return x + self.feedforward(x)
 
     def step(self, x: Tensor, past: KeyValueCache | None) -> tuple[Tensor, KeyValueCache]:
         """Maps one more token (B, 1, D); returns its output and the longer past."""

@@ -2,13 +2,15 @@
 
 # B utterances, T feature frames, T' encoder frames, F mel bins, C channels, D width
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from asr.devices import gpu_kernels
+from asr.nn.autocast import as_autocast
 from asr.nn.depthwise import HalvingDepthwiseConv
 from asr.nn.linear import Linear, linear, product
 from asr.nn.masks import halved, valid_mask
@@ -61,16 +63,30 @@ class ConvSubsampling(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Returns frames (B, T', D) and their lengths (B,) for features (B, T, F) and their lengths (B,)."""
-        # Filled, not multiplied: what lies beyond the end may be infinite or NaN.
-        x = features.masked_fill(~_frame_mask(lengths, features)[:, :, 0], 0.0)[..., None]  # (B, T, F, 1)
-        for number, conv in enumerate(self.convs):
+        x = self._first(features, lengths)  # (B, T/2, F/2, C)
+        lengths = halved(lengths)
+        for number, conv in enumerate(list(self.convs)[1:]):
             if number > 0:
                 x = x * _frame_mask(lengths, x).to(x.dtype)
-            x = F.silu(conv(x))  # (B, T/2, F/2, C)
+            x = F.silu(conv(x))
             lengths = halved(lengths)
         # The projection's weights have the channels first. They are smaller than the frames, so it is they that turn.
         weight = self.project.weight.unflatten(1, (x.shape[3], x.shape[2])).transpose(1, 2).flatten(1)
         return linear(x.flatten(2), weight, self.project.bias), lengths  # (B, T', D)
+
+    def _first(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """The first convolution and its activation, (B, T/2, F/2, C), zeros beyond the ends."""
+        conv = cast(HalvingConv, self.convs[0])
+        bias = cast(Tensor, conv.bias)
+        trains = features.is_cuda and torch.is_grad_enabled() and (conv.weight.requires_grad or bias.requires_grad)
+        if trains and not features.requires_grad and (kernels := gpu_kernels("asr.nn.subsampling_kernels")):
+            weight, bias = as_autocast(conv.weight), as_autocast(bias)
+            if weight.dtype in kernels.DTYPES:
+                return cast(Tensor, kernels.convolve(features, lengths, weight, bias))
+        # Filled, not multiplied: what lies beyond the end may be infinite or NaN.
+        x = features.masked_fill(~_frame_mask(lengths, features)[:, :, 0], 0.0)[..., None]  # (B, T, F, 1)
+        x = F.silu(conv(x))
+        return x * _frame_mask(halved(lengths), x).to(x.dtype)
 
 
 class HalvingConv(nn.Conv2d):

@@ -7,6 +7,10 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+# In the backward pass of a norm, every program sums so many frames for the gradient of the weights, and what they found
+# is summed in the end. By default these are so few that the latter takes as long as the former.
+_OPTIONS = {"triton.mix_order_reduction_split_size": 32}
+
 
 @runtime_checkable
 class HasBlocks(Protocol):
@@ -43,7 +47,15 @@ def compile_blocks(model: nn.Module) -> None:
             "environment's CXX, or set trainer.compile=false"
         )
     for block in model.blocks_to_compile():
-        block.compile(dynamic=True)
+        compile_block(block)
+
+
+def compile_block(block: nn.Module) -> None:
+    """Compiles a block in place, for batches of any size."""
+    import torch._inductor.config as settings  # takes a second
+
+    known = settings.get_config_copy()
+    block.compile(dynamic=True, options={name: value for name, value in _OPTIONS.items() if name in known})
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -58,7 +58,8 @@ class TrainerConfig:
         patience: Validations without a new best after which training stops early; 0 never does.
         precision: `bfloat16` computes matrix products in 16 bits (autocast), `float32` all in 32; `auto` takes
             bfloat16 where the device has instructions for it.
-        compile: Whether to compile the model's blocks, which takes minutes and then saves time; needs a C++ compiler.
+        compile: Whether to compile the model's blocks, which takes minutes and then saves time on a GPU; needs a C++
+            compiler. On processors, what is compiled for batches of any size takes longer than as it is.
         cuda_graphs: Whether a GPU records loss and gradient of a batch once for every shape and then replays them,
             which saves a small model most of its time and takes up to twice the memory; for batches of few shapes
             (`loader.padding_step_s`). For recognisers; of no effect on a processor, without Triton, and where several
@@ -158,6 +159,8 @@ class Trainer:
         if config.activation_checkpointing:
             checkpoint_activations(self.model)
         if config.compile:
+            if device.type == "cpu":
+                logger.warning("trainer.compile=true: on a processor that takes longer than false")
             compile_blocks(self.model)
         self.shared_task = self.team.share(
             cast(nn.Module, task), sharding=config.sharding, blocks=blocks_of(self.model), device_type=device.type

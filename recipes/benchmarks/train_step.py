@@ -19,6 +19,7 @@ from asr.nn.conformer import ConformerEncoder, EncoderConfig
 from asr.nn.linear import linear
 from asr.nn.subsampling import SUBSAMPLING_KINDS
 from asr.report import percent, table
+from asr.training.acceleration import compile_block
 from asr.training.graphs import CudaRecorder
 from benchmarks import report
 from benchmarks.encoder_peers import ENCODER_PEERS
@@ -241,7 +242,7 @@ def _compile(encoder: ConformerEncoder, compute: Callable[[], Tensor], *, name: 
         Skipped: If there is no compiler, or it cannot.
     """
     for block in encoder.layers():
-        block.compile()
+        compile_block(block)
     started = time.perf_counter()
     try:
         compute()

@@ -180,6 +180,17 @@ def test_a_selected_cache_holds_the_chosen_sequences_in_order() -> None:
     assert torch.equal(chosen.values, values[[2, 0, 2, 1]])
 
 
+def test_layers_of_the_same_sizes_can_share_the_code_of_the_positions() -> None:
+    x, mask = inputs(), torch.ones(T, dtype=torch.bool)
+    mask[-1] = False
+    one, other = relative_attention(), relative_attention()
+    for attention in (one, other):
+        code = one.code(x)
+        assert torch.equal(attention(x, mask=mask, code=code), attention(x, mask=mask))
+        assert torch.equal(attention.weights(x, mask=mask, code=code), attention.weights(x, mask=mask))
+    assert not torch.equal(one(x, code=one.code(x).flip(0)), one(x)), "it is the code that is used"
+
+
 # Both
 
 

@@ -243,20 +243,9 @@ def test_what_the_kernels_are_given_begins_at_multiples_of_16_bytes() -> None:
             assert aligned.data_ptr() % 16 == 0
 
 
-def let_numbers_of_one_element_be_bounds_of_loops() -> None:
-    """The interpreter of Triton 3.6 keeps numbers in arrays (1,), which newer NumPy does not take for integers."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_and_mend(tensor, scope) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patch_and_mend
-
-
 if __name__ == "__main__":
+    from triton_interpreter import let_numbers_of_one_element_be_bounds_of_loops
+
     from asr.nn.attention_kernels import attention
 
     let_numbers_of_one_element_be_bounds_of_loops()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asr.nn.dropout import Dropout, byte_dropout
+from asr.nn.dropout import Dropout, byte_dropout, hashed_dropout
 
 MANY = 200_000
 
@@ -41,6 +41,42 @@ def test_every_value_of_a_byte_is_kept_or_dropped_as_it_should(probability: floa
 def test_a_probability_below_the_resolution_drops_nothing() -> None:
     x = torch.randn(10)
     assert byte_dropout(x, 0.0019) is x
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.001, 0.1, 0.5, 0.9])
+def test_mixed_draws_drop_the_asked_share_and_scale_the_rest(probability: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(20, 50, 300, requires_grad=True)
+    dropped = hashed_dropout(x, probability)
+    kept = dropped != 0
+    spread = (probability * (1 - probability) / x.numel()) ** 0.5
+    # Rows and columns have draws in common, which makes the share spread a little more than that of single draws.
+    assert float((~kept).double().mean()) == pytest.approx(probability, abs=8 * spread)
+    torch.testing.assert_close(dropped[kept], x[kept] / (1 - probability))
+    (slope,) = torch.autograd.grad(dropped.sum(), x)
+    torch.testing.assert_close(slope, kept / (1 - probability))
+
+
+def test_mixed_draws_have_nothing_to_do_with_each_other() -> None:
+    torch.manual_seed(0)
+    kept = hashed_dropout(torch.ones(600, 400), 0.3) != 0
+    spread = (0.3 * 0.7) ** 0.5
+    for places in (kept.double(), kept.t().double()):
+        counts = places.mean(dim=1)
+        assert float(counts.std()) == pytest.approx(spread / places.shape[1] ** 0.5, rel=0.15), "as of single draws"
+        shared = torch.corrcoef(places)
+        shared.fill_diagonal_(0)
+        assert float(shared.std()) == pytest.approx(places.shape[1] ** -0.5, rel=0.05)
+        assert float(shared.abs().max()) < 6 * places.shape[1] ** -0.5
+    again = hashed_dropout(torch.ones(600, 400), 0.3) != 0
+    assert float((kept == again).double().mean()) == pytest.approx(0.7**2 + 0.3**2, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_mixed_draws_keep_type_and_shape(dtype: torch.dtype) -> None:
+    dropped = hashed_dropout(torch.ones(3, 5, 7, dtype=dtype), 0.5)
+    assert dropped.dtype == dtype and dropped.shape == (3, 5, 7)
+    assert set(dropped.flatten().tolist()) == {0.0, 2.0}
 
 
 def test_all_places_are_dropped_alike() -> None:
@@ -105,3 +141,21 @@ def test_the_printout_shows_the_probability() -> None:
 def test_a_gpu_drops_the_asked_share_too() -> None:
     dropped = Dropout(0.25)(torch.ones(MANY, device="cuda"))
     assert float((dropped == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_drops_compiled_what_it_drops_as_it_is() -> None:
+    # The shifts and products of integers that overflow are the same in compiled code.
+    dropout = torch.compile(lambda x: hashed_dropout(torch.nn.functional.silu(x), 0.3, marker=x), dynamic=True)
+    for shape in [(7, 50, 96), (3, 20, 96)]:
+        x = torch.randn(shape, device="cuda", requires_grad=True)
+        torch.manual_seed(4)
+        expected = hashed_dropout(torch.nn.functional.silu(x), 0.3, marker=x)
+        torch.manual_seed(4)
+        found = dropout(x)
+        assert torch.equal(found == 0, expected == 0)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(each.sum(), x)[0] for each in (found, expected)))
+        assert 0.25 < float((found == 0).double().mean()) < 0.35
+        assert not torch.equal(dropout(x) == 0, expected == 0)

@@ -21,7 +21,7 @@ from training_runs import (
 from utterances import make_utterances
 
 from asr.data.batching import BatchPlan, Draw
-from asr.training.acceleration import checkpoint_activations, compile_blocks
+from asr.training.acceleration import checkpoint_activations, compile_block, compile_blocks
 from asr.training.interfaces import Validation
 
 
@@ -56,7 +56,9 @@ class Blocks(nn.Module):
 def test_compiled_blocks_give_the_same_for_batches_of_any_size_and_keep_their_names(monkeypatch):
     # PyTorch's compiler as far as the C++ code, whose compilation takes too long for a test.
     compile_block = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_block(self, backend="eager", **how))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, dynamic, options: compile_block(self, backend="eager", dynamic=dynamic)
+    )
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     plain, compiled = Blocks(), Blocks()
     compile_blocks(compiled)
@@ -76,7 +78,17 @@ def test_blocks_are_compiled_for_changing_sizes(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/g++")
     model = Blocks()
     compile_blocks(model)
-    assert calls == [(model.first, {"dynamic": True})]
+    ((block, settings),) = calls
+    assert block is model.first
+    assert settings["dynamic"] is True
+
+
+def test_the_compiler_is_told_only_what_it_knows(monkeypatch):
+    seen = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **settings: seen.append(settings["options"]))
+    monkeypatch.setattr("asr.training.acceleration._OPTIONS", {"triton.no_such_setting": 1, "max_autotune": False})
+    compile_block(nn.Linear(2, 2))
+    assert seen == [{"max_autotune": False}]
 
 
 def test_validation_runs_as_it_is_written(tmp_path, monkeypatch):
@@ -86,7 +98,9 @@ def test_validation_runs_as_it_is_written(tmp_path, monkeypatch):
         graphs.append(torch.is_grad_enabled())
         return graph.forward
 
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_block(self, backend=keep, **how))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, dynamic, options: compile_block(self, backend=keep, dynamic=dynamic)
+    )
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     task = make_task(PLAIN, dropout=0.1)
 
