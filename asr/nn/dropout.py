@@ -84,7 +84,7 @@ def hashed_dropout(x: Tensor, probability: float, *, marker: Tensor | None = Non
     """
     num_rows, num_columns = x.numel() // x.shape[-1], x.shape[-1]
     draws = _random_integers((x if marker is None else marker).detach(), num_rows + num_columns)
-    of_rows, of_columns = draws.split([num_rows, num_columns])
+    of_columns, of_rows = draws.split([num_columns, num_rows])  # in that order, columns are loaded several at once
     mixed = of_rows.view(*x.shape[:-1], 1) ^ of_columns
     # Of integers with a sign, a shift to the right fills up with the sign; 0x85EBCA6B and 0xC2B2AE35 are negative.
     mixed = (mixed ^ ((mixed >> 16) & 0xFFFF)) * (0x85EBCA6B - 2**32)

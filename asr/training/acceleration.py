@@ -7,9 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-# In the backward pass of a norm, every program sums so many frames for the gradient of the weights, and what they found
-# is summed in the end. By default these are so few that the latter takes as long as the former.
-_OPTIONS = {"triton.mix_order_reduction_split_size": 32}
+# The compiler can sum gradients of a norm's weights in the kernel of its input's gradient, but only for batches above a
+# certain size: it would compile anew where batches pass it. In the end, that takes as long as two kernels.
+_OPTIONS = {"triton.mix_order_reduction": False}
 
 
 @runtime_checkable
