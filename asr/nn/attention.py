@@ -178,7 +178,7 @@ class RelativeAttention(nn.Module):
 
     def _queries_keys_values(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if code.shape[1] != self.position_width:  # this also tells the compiler a number that never changes
-            raise ValueError(f"the code of positions is {code.shape[1]} wide; this attention's is {self.position_width}")
+            raise ValueError(f"the code of positions is {code.shape[1]} wide, not {self.position_width} as asked for")
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, self.head_width))
         query, key, value = heads.unbind(2)  # (B, T, H, E) each
         cosines, sines = code.chunk(2, dim=-1)  # (T, P/2) each
