@@ -13,7 +13,7 @@ Made = TypeVar("Made")
 
 
 class _Planned(IterableDataset[Any], Generic[Plan, Made]):
-    """The batches of every n-th plan, for worker n of a loader; a fault in place of a batch, to be raised outside.
+    """The batches of every n-th plan, for worker n of a loader; a fault of the user in the end, to be raised outside.
 
     PyTorch would raise it there too, but with the traceback of the worker as its message.
     """
@@ -21,16 +21,15 @@ class _Planned(IterableDataset[Any], Generic[Plan, Made]):
     def __init__(self, plans: Callable[[], Iterator[Plan]], make: Callable[[Plan], Made]) -> None:
         self.plans, self.make = plans, make
 
-    def __iter__(self) -> Iterator[tuple[Plan, Made | Exception]]:
+    def __iter__(self) -> Iterator[tuple[Plan | None, Made | Exception]]:
         worker = torch.utils.data.get_worker_info()
         number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for count, plan in enumerate(self.plans()):
-            if count % step == number:
-                try:
-                    made: Made | Exception = self.make(plan)
-                except (ValueError, OSError) as fault:
-                    made = fault
-                yield plan, made
+        try:
+            for count, plan in enumerate(self.plans()):
+                if count % step == number:
+                    yield plan, self.make(plan)
+        except (ValueError, OSError) as fault:
+            yield None, fault
 
 
 def made_ahead(
@@ -51,7 +50,7 @@ def made_ahead(
         seed: Of the global generators in the workers.
 
     Raises:
-        Exception: What `make` raises.
+        ValueError, OSError: What `plans` or `make` raises.
     """
     # The loader draws a seed for its workers; from the global generator, that would change what training draws.
     loader = DataLoader(

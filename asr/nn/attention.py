@@ -159,7 +159,7 @@ class RelativeAttention(nn.Module):
             (B, T, D)
 
         Raises:
-            ValueError: If the code is of another width.
+            ValueError: If the code is of another shape.
         """
         queries, keys, values = self._queries_keys_values(x, self.code(x) if code is None else code)
         dropout = self.dropout if self.training else 0.0
@@ -177,8 +177,12 @@ class RelativeAttention(nn.Module):
         return torch.cat(position_code(torch.arange(x.shape[1], device=x.device), self.position_width), dim=-1)
 
     def _queries_keys_values(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if code.shape[1] != self.position_width:  # this also tells the compiler a number that never changes
-            raise ValueError(f"the code of positions is {code.shape[1]} wide, not {self.position_width} as asked for")
+        # This also tells the compiler that the width never changes.
+        if code.shape != (x.shape[1], self.position_width):
+            raise ValueError(
+                f"a code of shape {tuple(code.shape)} is not of {x.shape[1]} positions and {self.position_width} wide; "
+                "take what `code` gives for these frames"
+            )
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, self.head_width))
         query, key, value = heads.unbind(2)  # (B, T, H, E) each
         cosines, sines = code.chunk(2, dim=-1)  # (T, P/2) each

@@ -31,7 +31,7 @@ class Dropout(nn.Module):
         """Maps a tensor of any shape to one of the same shape.
 
         Args:
-            x: Any shape.
+            x: Any shape; in compiled blocks on a GPU, one column at least.
             marker: A tensor that no other dropout of a compiled block is given, by default x. The compiler keeps it in
                 memory; where x need not be there, as it is cheap to compute anew, name what it is computed from.
         """

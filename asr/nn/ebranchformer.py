@@ -45,8 +45,8 @@ class GatingMLP(nn.Module):
         """Maps (B, T', D) to (B, T', D); `valid` is (B, T', 1), False on padding."""
         x, gate = self.activation(self.expand(self.norm(x))).chunk(2, dim=-1)  # (B, T', M/2) each
         gate = self.gate_norm(gate)
-        x = x * self.gate(gate * valid.to(gate.dtype))
-        return self.dropout(self.project(self.gate_dropout(x)))
+        gate = self.gate(gate * valid.to(gate.dtype))
+        return self.dropout(self.project(self.gate_dropout(x * gate, marker=gate)))
 
 
 class Merge(nn.Module):

@@ -8,6 +8,7 @@ with no language model beside it in a search.
 # B utterances, R runs of frames, R' pairs of runs, P phones, U tokens, D width, V vocabulary
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -117,8 +118,10 @@ class Speller(nn.Module):
         valid = valid_mask(lengths, x.shape[1])[:, :, None]
         cosines, sines = position_code(torch.arange(x.shape[1], device=x.device), x.shape[2])
         x = x + torch.cat([sines, cosines], dim=-1).to(x.dtype)
-        for block in self.blocks:
-            x = block(x, valid)
+        blocks = cast(list[ConformerBlock], list(self.blocks))
+        code = blocks[0].attention.code(x) if blocks else None
+        for block in blocks:
+            x = block(x, valid, code)
         return x * valid, lengths
 
     def forward(self, tokens: Tensor, runs: Tensor, lengths: Tensor) -> Tensor:

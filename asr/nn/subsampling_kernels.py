@@ -30,14 +30,14 @@ def convolve(features: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor) ->
 
     Args:
         features: (B, T, F); what lies beyond a length counts as zeros.
-        lengths: Integers, (B,), at most T.
+        lengths: Integers, (B,); one beyond T counts as T.
         weight: (C, 1, 3, 3), in the type of the result.
         bias: (C,), likewise.
 
     Returns:
         (B, ceil(T / 2), ceil(F / 2), C), zero from ceil(length / 2) on.
     """
-    features = features.contiguous()
+    features, lengths = features.contiguous(), lengths.contiguous()
     y = _output(features, weight)
     num_positions, sizes, columns = _sizes(features, y)
     if num_positions:
@@ -57,7 +57,7 @@ def _(features: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor) -> Tensor
 @torch.library.custom_op("asr::first_convolution_backward", mutates_args=())
 def _gradients(grad: Tensor, features: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of weight and bias."""
-    features, grad = features.contiguous(), grad.to(weight.dtype).contiguous()
+    features, lengths, grad = features.contiguous(), lengths.contiguous(), grad.to(weight.dtype).contiguous()
     num_positions, sizes, columns = _sizes(features, grad)
     num_blocks, channel_blocks = triton.cdiv(num_positions, _POSITIONS), triton.cdiv(len(weight), columns)
     blocks_each = max(1, triton.cdiv(num_blocks, max(1, _PROGRAMS // channel_blocks)))
@@ -117,11 +117,11 @@ def _seen(  # type: ignore[no-untyped-def]
 ):
     """What the outputs at some positions (N,) see: nine numbers, a one, and zeros (N, 16); which of them are valid."""
     exists = position < num_positions
-    frame, bin = position // out_bins, position % out_bins
+    frame, place = position // out_bins, position % out_bins
     utterance, frame = frame // out_frames, frame % out_frames
-    length = tl.load(lengths + utterance, mask=exists, other=0)
+    length = tl.minimum(tl.load(lengths + utterance, mask=exists, other=0), num_frames)
     number = tl.arange(0, _ROWS)[None, :]
-    row, column = 2 * frame[:, None] - 1 + number // 3, 2 * bin[:, None] - 1 + number % 3
+    row, column = 2 * frame[:, None] - 1 + number // 3, 2 * place[:, None] - 1 + number % 3
     inside = (number < 9) & (row >= 0) & (row < length[:, None]) & (column >= 0) & (column < num_bins)
     first = features + utterance[:, None].to(tl.int64) * num_frames * num_bins
     x = tl.load(first + (row * num_bins + column), mask=inside, other=0.0).to(tl.float32)

@@ -52,10 +52,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 def compile_block(block: nn.Module) -> None:
     """Compiles a block in place, for batches of any size."""
-    import torch._inductor.config as settings  # takes a second
-
-    known = settings.get_config_copy()
-    block.compile(dynamic=True, options={name: value for name, value in _OPTIONS.items() if name in known})
+    block.compile(dynamic=True, options=dict(_OPTIONS))
 
 
 def checkpoint_activations(model: nn.Module) -> None:

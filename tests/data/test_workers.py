@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from asr.data.sentence_batches import SentenceBatch
 from asr.data.workers import made_ahead
 
 
@@ -50,6 +51,33 @@ def test_a_fault_is_one_clear_line_whoever_makes_it_behind_all_that_comes_before
         next(stream)
     assert not multiprocessing.active_children(), "nobody is left, though the exception still holds the iterator"
     assert caught.value
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_fault_of_the_plans_is_one_clear_line_too(num_workers: int) -> None:
+    def broken() -> Iterator[int]:
+        yield from range(3)
+        raise ValueError("seed is -1; it must not be negative")
+
+    stream = made_ahead(broken, make, num_workers=num_workers, pin_memory=False, seed=1)
+    assert [plan for plan, _ in itertools.islice(stream, 3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"^seed is -1; it must not be negative$"):
+        next(stream)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_for_a_gpu_are_in_page_locked_memory(num_workers: int) -> None:
+    def batch(plan: int) -> SentenceBatch:
+        return SentenceBatch(tokens=torch.full((2, 3), plan), lengths=torch.tensor([3, 2]), num_tokens=7, ids=["one"])
+
+    for plan, made in itertools.islice(made_ahead(plans, batch, num_workers=num_workers, pin_memory=True, seed=1), 3):
+        assert made.tokens.is_pinned() and made.lengths.is_pinned()
+        moved = made.to(torch.device("cuda"))
+        assert moved.tokens.tolist() == [[plan] * 3] * 2
+        assert (moved.num_tokens, moved.ids) == (7, ["one"])
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -189,8 +189,11 @@ def test_layers_of_the_same_sizes_can_share_the_code_of_the_positions() -> None:
         assert torch.equal(attention(x, mask=mask, code=code), attention(x, mask=mask))
         assert torch.equal(attention.weights(x, mask=mask, code=code), attention.weights(x, mask=mask))
     assert not torch.equal(one(x, code=one.code(x).flip(0)), one(x)), "it is the code that is used"
-    with pytest.raises(ValueError, match=r"^the code of positions is 3 wide, not 6 as asked for$"):
-        one(x, code=one.code(x)[:, :3])
+    for wrong in (one.code(x)[:, :3], one.code(x)[:1]):
+        with pytest.raises(
+            ValueError, match=r"^a code of shape .* is not of \d+ positions and 6 wide; take what `code` "
+        ):
+            one(x, code=wrong)
 
 
 # Both

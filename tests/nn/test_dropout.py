@@ -146,8 +146,9 @@ def test_a_gpu_drops_the_asked_share_too() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_drops_compiled_what_it_drops_as_it_is() -> None:
-    # The shifts and products of integers that overflow are the same in compiled code.
-    dropout = torch.compile(lambda x: hashed_dropout(torch.nn.functional.silu(x), 0.3, marker=x), dynamic=True)
+    # Shifts, and products of integers that overflow, are the same in compiled code; it is these that a layer takes.
+    layer = Dropout(0.3)
+    dropout = torch.compile(lambda x: layer(torch.nn.functional.silu(x), marker=x), dynamic=True)
     for shape in [(7, 50, 96), (3, 20, 96)]:
         x = torch.randn(shape, device="cuda", requires_grad=True)
         torch.manual_seed(4)

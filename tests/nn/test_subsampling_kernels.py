@@ -25,6 +25,9 @@ def example(shape: tuple[int, int, int, int], dtype: torch.dtype) -> list[Tensor
     random = torch.Generator().manual_seed(sum(shape))
     features = torch.randn(batch, num_frames, num_bins, generator=random).to(dtype).float()
     lengths = torch.tensor([max(min(1, num_frames), num_frames - 3 * number) for number in range(batch)])
+    if batch > 2:
+        lengths[-1] = 0  # and one that says more than there is
+        lengths[0] += 1
     for row, length in enumerate(lengths.tolist()):
         features[row, length:] = float("nan")
     sizes = [(channels, 1, 3, 3), (channels,), (batch, (num_frames + 1) // 2, (num_bins + 1) // 2, channels)]
@@ -39,7 +42,7 @@ def plain(features: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, grad:
     inside = torch.arange(features.shape[1]) < lengths[:, None]
     planes = torch.where(inside[:, :, None], features, 0.0)[:, None].double()
     y = F.silu(F.conv2d(planes, *inputs, stride=2, padding=1)).permute(0, 2, 3, 1)
-    y = y * (torch.arange(y.shape[1]) < (lengths[:, None] + 1) // 2)[:, :, None, None]
+    y = y * (torch.arange(y.shape[1]) < (lengths.clamp_max(features.shape[1])[:, None] + 1) // 2)[:, :, None, None]
     return [y.detach(), *torch.autograd.grad(y, inputs, grad.double())]
 
 
@@ -62,8 +65,8 @@ def check_many_programs(kernels: ModuleType) -> None:
     """Several tiles of a program, and several programs, for a gradient and features that are every second number."""
     kernels._PROGRAMS = 3
     features, lengths, weight, bias, grad = tensors = example((2, 40, 9, 20), torch.float32)
-    apart = torch.stack([features, features], dim=-1)[..., 0]
-    y = kernels.convolve(apart, lengths, weight.requires_grad_(), bias.requires_grad_())
+    apart, every_second = (torch.stack([each, each], dim=-1)[..., 0] for each in (features, lengths))
+    y = kernels.convolve(apart, every_second, weight.requires_grad_(), bias.requires_grad_())
     found = [y.detach(), *torch.autograd.grad(y, [weight, bias], torch.stack([grad, grad], dim=-1)[..., 0])]
     assert_close(found, plain(*(each.detach() for each in tensors)), torch.float32)
 
