@@ -2,9 +2,8 @@
 
 # B passages and utterances of a batch, R runs of frames, R' pairs of runs, U tokens, P phones
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -12,16 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr.data.batching import own_shard
 from asr.data.passages import Lists, Passages
 from asr.data.phone_bank import SILENCE, PhoneBank
-from asr.data.sentence_batches import batch_starts
 from asr.data.tensor_batch import TensorBatch
-from asr.data.workers import made_ahead
+from asr.data.text_batches import TextBatches, batch_starts
 from asr.decoding.phone_runs import find_runs, pad_rows
 
 NOTHING = -1  # in the place of a word or token: there is none
-_JITTER = 0.03  # as in `asr.data.sentence_batches`
 _FEWEST_WORDS = 6  # of the first passages
 _CANDIDATES = 6  # utterances that are drawn for one that is about as long as a batch
 
@@ -68,23 +64,23 @@ class PassagePlan:
     bounds: np.ndarray
 
 
-class PassageBatches:
-    """Batches of passages of like length, epoch after epoch, from any starting point; nothing is remembered.
+class PassageBatches(TextBatches[PassagePlan, SpellingBatch]):
+    """Batches of passages of like length, and of utterances as they were heard.
 
     Args:
         passages: The text.
         bank: What is heard of phones.
         transcripts: The tokens of each word of each utterance that the bank was made of.
-        max_batch_tokens: Most tokens of a batch, padding and ends of sentence included; no passage has more.
+        max_batch_tokens: As of `TextBatches`, like `seed` and all that follows it.
         real_share: Share of the rows of a batch that are utterances as they were heard, in place of passages; one row
             at least is a passage.
         num_growing: So many batches of the first epoch are of the first words of passages, from a few on to all: where
             to look is learned from short ones.
         seed: Any integer from 0.
-        shard: Which of the shards to yield, from 0, where several processes train together.
+        shard: Of the shards.
         num_shards: Number of shards.
-        num_workers: Processes that make batches ahead; 0 makes them when they are asked for.
-        pin_memory: Whether to put them into page-locked memory, for a GPU.
+        num_workers: Processes that make batches ahead.
+        pin_memory: Whether batches are for a GPU.
 
     Raises:
         ValueError: If a passage alone has more tokens than a batch may have.
@@ -105,13 +101,19 @@ class PassageBatches:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.passages, self.bank, self.transcripts = passages, bank, transcripts
-        self.max_batch_tokens, self.real_share, self.num_growing = max_batch_tokens, real_share, num_growing
-        self.seed, self.shard, self.num_shards = seed, shard, num_shards
-        self.num_workers, self.pin_memory = num_workers, pin_memory
         self._sizes = np.diff(passages.tokens.offsets)
         before = np.concatenate([[0], self._sizes[passages.words].cumsum()])
-        self.lengths = before[passages.bounds[:, 1]] - before[passages.bounds[:, 0]] + 1  # with the end of sentence
+        super().__init__(
+            before[passages.bounds[:, 1]] - before[passages.bounds[:, 0]] + 1,  # with the end of sentence
+            max_batch_tokens=max_batch_tokens,
+            seed=seed,
+            shard=shard,
+            num_shards=num_shards,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+        self.passages, self.bank, self.transcripts = passages, bank, transcripts
+        self.real_share, self.num_growing = real_share, num_growing
         if self.lengths.max() > max_batch_tokens:
             raise ValueError(
                 f"a passage has {self.lengths.max()} tokens with its end, more than loader.max_batch_tokens "
@@ -119,42 +121,17 @@ class PassageBatches:
             )
         self._real_lengths = np.array([len(transcripts[index].items) + 1 for index in bank.utterance_of.tolist()])
 
-    def start(self, epoch: int, position: int) -> Generator[tuple[PassagePlan, SpellingBatch], None, None]:
-        """Batches without end, from a place in an epoch on."""
-        return made_ahead(
-            partial(self._plans, epoch, position),
-            self._batch,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            seed=self.seed,
-        )
-
-    def _plans(self, epoch: int, position: int) -> Iterator[PassagePlan]:
-        while True:
-            yield from self.epoch(epoch)[position:]
-            epoch, position = epoch + 1, 0
-
     def epoch(self, number: int) -> list[PassagePlan]:
-        """The shard's batches of one epoch, in order.
-
-        Raises:
-            ValueError: If the passages cannot be dealt out evenly.
-        """
-        random = np.random.default_rng((self.seed, number))
-        jitter = 1 + _JITTER * random.uniform(-1, 1, len(self.lengths))
-        order = np.argsort(self.lengths * jitter, kind="stable")
-        batches = np.split(order, batch_starts(self.lengths[order].tolist(), self.max_batch_tokens)[1:])
-        batches = own_shard(batches, shard=self.shard, num_shards=self.num_shards)
-        shuffled = random.permutation(len(batches))
+        """The shard's batches of one epoch, in order; of the first epoch, those that grow come first."""
         growing = self._growing() if number == 0 else []
-        bounds = [*growing, *(self.passages.bounds[batches[place]] for place in shuffled)]
+        bounds = [*growing, *(self.passages.bounds[indices] for indices in self.dealt(number))]
         return [PassagePlan(number, position, own) for position, own in enumerate(bounds)]
 
     def largest(self) -> SpellingBatch:
         """A batch of the longest passages, which needs most memory."""
         order = np.argsort(-self.lengths, kind="stable")
         chosen = order[: max(1, self.max_batch_tokens // int(self.lengths[order[0]]))]
-        return self._batch(PassagePlan(0, self.num_growing, self.passages.bounds[chosen]))
+        return self.batch(PassagePlan(0, self.num_growing, self.passages.bounds[chosen]))
 
     def _growing(self) -> list[np.ndarray]:
         """Bounds of the first batches, whose passages end early: each has a few more words than the one before."""
@@ -173,7 +150,8 @@ class PassageBatches:
         """Tokens of some words, and an end of sentence."""
         return 1 + int(self._sizes[self.passages.words[first:end]].sum())
 
-    def _batch(self, plan: PassagePlan) -> SpellingBatch:
+    def batch(self, plan: PassagePlan) -> SpellingBatch:
+        """What is heard and said of the passages of a plan, some of them in favour of utterances as they were heard."""
         random = np.random.default_rng((self.seed, plan.epoch, plan.position, self.shard))
         is_growing = plan.epoch == 0 and plan.position < self.num_growing
         drawn = 0 if is_growing else int(random.binomial(len(plan.bounds), self.real_share))

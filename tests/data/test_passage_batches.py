@@ -118,7 +118,7 @@ def test_some_rows_are_utterances_as_they_were_heard(text: Path) -> None:
         whole = {tuple(bank.probabilities[torch.from_numpy(bank.frames_of(row))][0].tolist()) for row in range(10)}
         assert len(whole) == 10
         for plan in batches.epoch(0):
-            found += sum(" ".join(said) in spelling_data.UTTERANCES for _, _, said in rows(batches._batch(plan)))
+            found += sum(" ".join(said) in spelling_data.UTTERANCES for _, _, said in rows(batches.batch(plan)))
         return found
 
     assert count(0.0) < count(0.9) / 3
