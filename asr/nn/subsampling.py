@@ -81,7 +81,7 @@ class ConvSubsampling(nn.Module):
         trains = features.is_cuda and torch.is_grad_enabled() and (conv.weight.requires_grad or bias.requires_grad)
         if trains and not features.requires_grad and (kernels := gpu_kernels("asr.nn.subsampling_kernels")):
             weight, bias = as_autocast(conv.weight), as_autocast(bias)
-            if weight.dtype in kernels.DTYPES:
+            if weight.dtype in kernels.CHANNELS:
                 return cast(Tensor, kernels.convolve(features, lengths, weight, bias))
         # Filled, not multiplied: what lies beyond the end may be infinite or NaN.
         x = features.masked_fill(~_frame_mask(lengths, features)[:, :, 0], 0.0)[..., None]  # (B, T, F, 1)

@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of a program, at most, by the type: larger tiles of float32 do not fit into the shared memory of small GPUs.
+CHANNELS = {torch.float32: 64, torch.bfloat16: 256, torch.float16: 256}
 
 _ROWS = tl.constexpr(16)  # nine weights, the bias, and zeros: the least that tensor cores take
 _POSITIONS = 32  # of the output, of one tile
-_CHANNELS = 256  # of a program, at most
 _PROGRAMS = 1056  # about as many sum gradients: eight for every multiprocessor of a large GPU
 
 
@@ -108,7 +108,7 @@ def _sizes(features: Tensor, y: Tensor) -> tuple[int, dict[str, int], int]:
         "num_frames": num_frames, "out_frames": y.shape[1], "num_bins": num_bins, "out_bins": y.shape[2],
         "num_channels": y.shape[3],
     }  # fmt: skip
-    return y.shape[:3].numel(), sizes, min(_CHANNELS, max(16, triton.next_power_of_2(y.shape[3])))
+    return y.shape[:3].numel(), sizes, min(CHANNELS[y.dtype], max(16, triton.next_power_of_2(y.shape[3])))
 
 
 @triton.jit
