@@ -3,12 +3,14 @@
 import ctypes
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
 # Several times what the encoder needs for a batch; 64 take as long as 1,024.
 _NUM_KERNELS = 64
+_LEAST_S = 1.0
 
 
 @contextmanager
@@ -33,6 +35,23 @@ def give_back_memory() -> None:
     """
     if trim := _trim():
         trim(0)
+
+
+class MemoryReturns:
+    """Gives free memory back, but not again within a second: the system takes its time to give pages out anew.
+
+    Where batches take longer, as with searches, whose memory grows, that is behind each of them.
+    """
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def __call__(self) -> None:
+        """Gives back, if it is time."""
+        now_s = time.monotonic()
+        if now_s - self._last_s >= _LEAST_S:
+            give_back_memory()
+            self._last_s = now_s
 
 
 def keep_few_kernels() -> None:

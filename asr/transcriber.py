@@ -15,7 +15,7 @@ from asr.audio import SegmentationConfig, segment_stream
 from asr.checkpoint import LoadedModel
 from asr.decoding.search import DecodingConfig, NotFiniteError, Recognition
 from asr.devices import pick_dtype
-from asr.garbage import give_back_memory
+from asr.garbage import MemoryReturns
 from asr.recognition import SearchBuilder, encode_batch, pack, read_ahead
 from asr.transcript import Segment, Transcript, make_segment, make_transcript
 from asr.variants import TunedSearch, with_weights
@@ -217,15 +217,21 @@ class Transcriber:
         Yields:
             What became of each file, in order, as soon as it and all before it are done.
         """
+        give_back = MemoryReturns()
         bench = _Workbench(max_batch_s=self._segmentation.max_batch_s, sample_rate=self._loaded.sample_rate)
         with closing(read_ahead(self._read(inputs), num_ahead=_SEGMENTS_AHEAD)) as entries:
             for entry in entries:
                 bench.put(entry)
-                yield from self._work(bench, on_progress, until=lambda: not bench.is_full())
-        yield from self._work(bench, on_progress, until=bench.is_empty)
+                yield from self._work(bench, on_progress, give_back, until=lambda: not bench.is_full())
+        yield from self._work(bench, on_progress, give_back, until=bench.is_empty)
 
     def _work(
-        self, bench: _Workbench, on_progress: Callable[[float], None] | None, *, until: Callable[[], bool]
+        self,
+        bench: _Workbench,
+        on_progress: Callable[[float], None] | None,
+        give_back: Callable[[], None],
+        *,
+        until: Callable[[], bool],
     ) -> Iterator[Outcome]:
         """Recognises batches, and yields what is finished."""
         rate = self._loaded.sample_rate
@@ -233,7 +239,7 @@ class Transcriber:
         while not until():
             batch = bench.take_batch()
             self._recognize(batch)
-            give_back_memory()
+            give_back()
             if on_progress is not None:
                 on_progress(sum(len(piece.waveform) for piece in batch) / rate)
             yield from (recording.outcome(sample_rate=rate) for recording in bench.take_finished())

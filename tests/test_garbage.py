@@ -11,7 +11,7 @@ import torch
 
 from asr import garbage
 from asr.cli import main
-from asr.garbage import give_back_memory, keep_few_kernels, without_collections
+from asr.garbage import MemoryReturns, give_back_memory, keep_few_kernels, without_collections
 from asr.speech_model import load_model
 
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -80,3 +80,15 @@ def test_what_the_environment_says_goes_first(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv(NAMES[1])
     keep_few_kernels()
     assert [os.environ[name] for name in NAMES] == ["7", "64"]
+
+
+def test_memory_is_given_back_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    now_s = [100.0]
+    monkeypatch.setattr("asr.garbage.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("asr.garbage.give_back_memory", lambda: given.append(now_s[0]))
+    give_back = MemoryReturns()
+    for passed_s in (0.3, 0.3, 0.3, 0.3, 0.7, 0.7, 5.0):
+        now_s[0] += passed_s
+        give_back()
+    assert given == pytest.approx([101.2, 102.6, 107.6])

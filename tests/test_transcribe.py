@@ -377,11 +377,11 @@ def test_progress_is_seconds_of_one_file_or_number_of_files_and_the_speed(
     assert terminal.getvalue() == ""
 
 
-def test_memory_is_given_back_behind_every_batch(
+def test_memory_may_be_given_back_behind_every_batch(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[int] = []
-    monkeypatch.setattr("asr.transcriber.give_back_memory", lambda: given.append(1))
+    monkeypatch.setattr("asr.transcriber.MemoryReturns", lambda: lambda: given.append(1))
     config = SegmentationConfig(max_batch_s=1.0)
     list(Transcriber(loaded, segmentation=config).stream(named(write_many(tmp_path, [0.9, 0.8, 0.7]))))
     assert len(given) == 3
