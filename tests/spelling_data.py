@@ -9,6 +9,7 @@ import torch
 from asr.data.passage_batches import PassageBatches
 from asr.data.passages import Lists, Passages, as_lists, read_passages
 from asr.data.phone_bank import SILENCE, HeardUtterance, PhoneBank
+from asr.data.text_batches import Dealing
 from asr.pronunciation import Lexicon, PhoneEncoder
 from asr.tokenizer import BpeTokenizer
 
@@ -88,16 +89,16 @@ def make_batches(
     seed: int = 1,
     shard: int = 0,
     num_shards: int = 1,
+    num_workers: int = 0,
 ) -> PassageBatches:
     """Batches of a text that `write_text` wrote."""
     return PassageBatches(
         make_passages(path),
         make_bank(),
         make_transcripts(),
-        max_batch_tokens=max_batch_tokens,
+        Dealing(
+            max_batch_tokens=max_batch_tokens, seed=seed, shard=shard, num_shards=num_shards, num_workers=num_workers
+        ),
         real_share=real_share,
         num_growing=num_growing,
-        seed=seed,
-        shard=shard,
-        num_shards=num_shards,
     )

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.data.passages import Lists, Passages
 from asr.data.phone_bank import SILENCE, PhoneBank
 from asr.data.tensor_batch import TensorBatch
-from asr.data.text_batches import TextBatches, batch_starts
+from asr.data.text_batches import Dealing, TextBatches, batch_starts
 from asr.decoding.phone_runs import find_runs, pad_rows
 
 NOTHING = -1  # in the place of a word or token: there is none
@@ -71,16 +71,11 @@ class PassageBatches(TextBatches[PassagePlan, SpellingBatch]):
         passages: The text.
         bank: What is heard of phones.
         transcripts: The tokens of each word of each utterance that the bank was made of.
-        max_batch_tokens: As of `TextBatches`, like `seed` and all that follows it.
+        dealing: How passages are dealt out.
         real_share: Share of the rows of a batch that are utterances as they were heard, in place of passages; one row
             at least is a passage.
         num_growing: So many batches of the first epoch are of the first words of passages, from a few on to all: where
             to look is learned from short ones.
-        seed: Any integer from 0.
-        shard: Of the shards.
-        num_shards: Number of shards.
-        num_workers: Processes that make batches ahead.
-        pin_memory: Whether batches are for a GPU.
 
     Raises:
         ValueError: If a passage alone has more tokens than a batch may have.
@@ -91,33 +86,21 @@ class PassageBatches(TextBatches[PassagePlan, SpellingBatch]):
         passages: Passages,
         bank: PhoneBank,
         transcripts: Sequence[Lists],
+        dealing: Dealing,
         *,
-        max_batch_tokens: int,
         real_share: float,
         num_growing: int,
-        seed: int,
-        shard: int = 0,
-        num_shards: int = 1,
-        num_workers: int = 0,
-        pin_memory: bool = False,
     ) -> None:
         self._sizes = np.diff(passages.tokens.offsets)
         before = np.concatenate([[0], self._sizes[passages.words].cumsum()])
-        super().__init__(
-            before[passages.bounds[:, 1]] - before[passages.bounds[:, 0]] + 1,  # with the end of sentence
-            max_batch_tokens=max_batch_tokens,
-            seed=seed,
-            shard=shard,
-            num_shards=num_shards,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-        )
+        lengths = before[passages.bounds[:, 1]] - before[passages.bounds[:, 0]] + 1  # with the end of sentence
+        super().__init__(lengths, dealing)
         self.passages, self.bank, self.transcripts = passages, bank, transcripts
         self.real_share, self.num_growing = real_share, num_growing
-        if self.lengths.max() > max_batch_tokens:
+        if lengths.max() > dealing.max_batch_tokens:
             raise ValueError(
-                f"a passage has {self.lengths.max()} tokens with its end, more than loader.max_batch_tokens "
-                f"{max_batch_tokens}; raise that, or lower loader.max_words"
+                f"a passage has {lengths.max()} tokens with its end, more than loader.max_batch_tokens "
+                f"{dealing.max_batch_tokens}; raise that, or lower loader.max_words"
             )
         self._real_lengths = np.array([len(transcripts[index].items) + 1 for index in bank.utterance_of.tolist()])
 
@@ -130,19 +113,22 @@ class PassageBatches(TextBatches[PassagePlan, SpellingBatch]):
     def largest(self) -> SpellingBatch:
         """A batch of the longest passages, which needs most memory."""
         order = np.argsort(-self.lengths, kind="stable")
-        chosen = order[: max(1, self.max_batch_tokens // int(self.lengths[order[0]]))]
+        chosen = order[: max(1, self.dealing.max_batch_tokens // int(self.lengths[order[0]]))]
         return self.batch(PassagePlan(0, self.num_growing, self.passages.bounds[chosen]))
 
     def _growing(self) -> list[np.ndarray]:
         """Bounds of the first batches, whose passages end early: each has a few more words than the one before."""
-        random = np.random.default_rng((self.seed, self.shard))
+        random = np.random.default_rng((self.dealing.seed, self.dealing.shard))
         longest = int((self.passages.bounds[:, 1] - self.passages.bounds[:, 0]).max())
         found = []
         for most in np.linspace(_FEWEST_WORDS, max(_FEWEST_WORDS, longest), self.num_growing).astype(int).tolist():
-            number = max(1, self.max_batch_tokens // (most + 1))  # a word has a token at least
+            number = max(1, self.dealing.max_batch_tokens // (most + 1))  # a word has a token at least
             bounds = self.passages.bounds[random.integers(len(self.passages), size=number)]
             bounds = np.stack([bounds[:, 0], np.minimum(bounds[:, 1], bounds[:, 0] + most)], axis=1)
-            starts = [*batch_starts([self._length(*own) for own in bounds.tolist()], self.max_batch_tokens), number]
+            starts = [
+                *batch_starts([self._length(*own) for own in bounds.tolist()], self.dealing.max_batch_tokens),
+                number,
+            ]
             found.append(bounds[: starts[1]])
         return found
 
@@ -152,7 +138,7 @@ class PassageBatches(TextBatches[PassagePlan, SpellingBatch]):
 
     def batch(self, plan: PassagePlan) -> SpellingBatch:
         """What is heard and said of the passages of a plan, some of them in favour of utterances as they were heard."""
-        random = np.random.default_rng((self.seed, plan.epoch, plan.position, self.shard))
+        random = np.random.default_rng((self.dealing.seed, plan.epoch, plan.position, self.dealing.shard))
         is_growing = plan.epoch == 0 and plan.position < self.num_growing
         drawn = 0 if is_growing else int(random.binomial(len(plan.bounds), self.real_share))
         real = self._real(min(drawn, len(plan.bounds) - 1), plan.bounds, random)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asr.data.sentences import Sentences
 from asr.data.tensor_batch import TensorBatch
-from asr.data.text_batches import TextBatches
+from asr.data.text_batches import Dealing, TextBatches
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,34 +51,11 @@ class SentenceBatches(TextBatches[SentencePlan, SentenceBatch]):
 
     Args:
         sentences: At least one.
-        max_batch_tokens: As of `TextBatches`, like all that follows.
-        seed: Any integer from 0.
-        shard: Of the shards.
-        num_shards: Number of shards.
-        num_workers: Processes that make batches ahead.
-        pin_memory: Whether batches are for a GPU.
+        dealing: How they are dealt out.
     """
 
-    def __init__(
-        self,
-        sentences: Sentences,
-        *,
-        max_batch_tokens: int,
-        seed: int,
-        shard: int = 0,
-        num_shards: int = 1,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        super().__init__(
-            sentences.lengths + 1,
-            max_batch_tokens=max_batch_tokens,
-            seed=seed,
-            shard=shard,
-            num_shards=num_shards,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-        )
+    def __init__(self, sentences: Sentences, dealing: Dealing) -> None:
+        super().__init__(sentences.lengths + 1, dealing)
         self.sentences = sentences
 
     def epoch(self, number: int) -> list[SentencePlan]:
@@ -91,7 +68,7 @@ class SentenceBatches(TextBatches[SentencePlan, SentenceBatch]):
         longest = np.unique(lengths)[::-1]
         # With a sentence come at most as many as are no longer.
         sizes = np.searchsorted(np.sort(lengths), longest, side="right")
-        sizes = np.minimum(sizes, self.max_batch_tokens // longest)
+        sizes = np.minimum(sizes, self.dealing.max_batch_tokens // longest)
         best = int(np.argmax(longest * sizes))
         order = np.argsort(-np.where(lengths <= longest[best], lengths, 0), kind="stable")
         return self.batch(SentencePlan(0, 0, order[: sizes[best]]))

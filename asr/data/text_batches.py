@@ -4,6 +4,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -19,14 +20,11 @@ Batch = TypeVar("Batch")
 _JITTER = 0.03
 
 
-class TextBatches(ABC, Generic[Plan, Batch]):
-    """Batches of texts of like length, epoch after epoch, from any starting point.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dealing:
+    """How texts are dealt out.
 
-    Nothing is remembered between batches: the plan of an epoch follows from the seed and its number, so a run that is
-    resumed in mid-epoch sees what it would have seen.
-
-    Args:
-        lengths: Tokens of each text with its end of sentence, (K,).
+    Attributes:
         max_batch_tokens: Most tokens of a batch, padding and ends of sentence included; no text has more.
         seed: Any integer from 0.
         shard: Which of the shards to yield, from 0, where several processes train together.
@@ -35,29 +33,36 @@ class TextBatches(ABC, Generic[Plan, Batch]):
         pin_memory: Whether to put them into page-locked memory, for a GPU.
     """
 
-    def __init__(
-        self,
-        lengths: np.ndarray,
-        *,
-        max_batch_tokens: int,
-        seed: int,
-        shard: int = 0,
-        num_shards: int = 1,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        self.lengths, self.max_batch_tokens, self.seed = lengths, max_batch_tokens, seed
-        self.shard, self.num_shards = shard, num_shards
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+    max_batch_tokens: int
+    seed: int
+    shard: int = 0
+    num_shards: int = 1
+    num_workers: int = 0
+    pin_memory: bool = False
+
+
+class TextBatches(ABC, Generic[Plan, Batch]):
+    """Batches of texts of like length, epoch after epoch, from any starting point.
+
+    Nothing is remembered between batches: the plan of an epoch follows from the seed and its number, so a run that is
+    resumed in mid-epoch sees what it would have seen.
+
+    Args:
+        lengths: Tokens of each text with its end of sentence, (K,).
+        dealing: How they are dealt out.
+    """
+
+    def __init__(self, lengths: np.ndarray, dealing: Dealing) -> None:
+        self.lengths, self.dealing = lengths, dealing
 
     def start(self, epoch: int, position: int) -> Generator[tuple[Plan, Batch], None, None]:
         """Batches without end, from a place in an epoch on."""
         return made_ahead(
             partial(self._plans, epoch, position),
             self.batch,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            seed=self.seed,
+            num_workers=self.dealing.num_workers,
+            pin_memory=self.dealing.pin_memory,
+            seed=self.dealing.seed,
         )
 
     @abstractmethod
@@ -78,11 +83,11 @@ class TextBatches(ABC, Generic[Plan, Batch]):
         Raises:
             ValueError: If the texts cannot be dealt out evenly.
         """
-        random = np.random.default_rng((self.seed, number))
+        random = np.random.default_rng((self.dealing.seed, number))
         jitter = 1 + _JITTER * random.uniform(-1, 1, len(self.lengths))
         order = np.argsort(self.lengths * jitter, kind="stable")
-        batches = np.split(order, batch_starts(self.lengths[order].tolist(), self.max_batch_tokens)[1:])
-        batches = own_shard(batches, shard=self.shard, num_shards=self.num_shards)
+        batches = np.split(order, batch_starts(self.lengths[order].tolist(), self.dealing.max_batch_tokens)[1:])
+        batches = own_shard(batches, shard=self.dealing.shard, num_shards=self.dealing.num_shards)
         return [batches[place] for place in random.permutation(len(batches))]
 
     def _plans(self, epoch: int, position: int) -> Iterator[Plan]:

@@ -14,6 +14,7 @@ from torch import nn
 from asr.checkpoint import fill_weights, find_model, shape
 from asr.data.sentence_batches import SentenceBatch, SentenceBatches
 from asr.data.sentences import SentenceLoaderConfig, Sentences
+from asr.data.text_batches import Dealing
 from asr.decoding.neural_lm import sequence_log_probs
 from asr.lm_checkpoint import build_language_model, load_tokenizer_and_lm_config, save_language_model
 from asr.losses import Loss, attention_loss, teacher_forcing
@@ -175,12 +176,14 @@ def train_language_model(
     max_batch_tokens = config.loader.max_batch_tokens
     batches = SentenceBatches(
         train,
-        max_batch_tokens=max_batch_tokens,
-        seed=config.seed,
-        shard=team.rank,
-        num_shards=team.size,
-        num_workers=config.loader.num_workers,
-        pin_memory=device.type == "cuda",
+        Dealing(
+            max_batch_tokens=max_batch_tokens,
+            seed=config.seed,
+            shard=team.rank,
+            num_shards=team.size,
+            num_workers=config.loader.num_workers,
+            pin_memory=device.type == "cuda",
+        ),
     )
     _log_sizes(train, batches, tokenizer, model)
     trainer = Trainer(

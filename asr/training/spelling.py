@@ -19,6 +19,7 @@ from asr.data.manifest import Utterance
 from asr.data.passage_batches import NOTHING, PassageBatches, SpellingBatch
 from asr.data.passages import Lists, as_lists, read_passages
 from asr.data.phone_bank import PhoneBank
+from asr.data.text_batches import Dealing
 from asr.decoding.phone_runs import heard_runs
 from asr.decoding.spell import spell
 from asr.lm_checkpoint import load_language_model, load_tokenizer_and_lm_config
@@ -319,14 +320,16 @@ def train_speller(
         passages,
         bank,
         transcripts,
-        max_batch_tokens=config.loader.max_batch_tokens,
+        Dealing(
+            max_batch_tokens=config.loader.max_batch_tokens,
+            seed=config.seed,
+            shard=team.rank,
+            num_shards=team.size,
+            num_workers=config.loader.num_workers,
+            pin_memory=device.type == "cuda",
+        ),
         real_share=config.loader.real_share,
         num_growing=config.loader.num_growing,
-        seed=config.seed,
-        shard=team.rank,
-        num_shards=team.size,
-        num_workers=config.loader.num_workers,
-        pin_memory=device.type == "cuda",
     )
     logger.info(
         "%d passages, %.2f M words; %d tokens; %.2f M parameters; on %s",

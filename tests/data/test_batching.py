@@ -9,6 +9,7 @@ import pytest
 from asr.data.batching import BatchPlan, BucketSampler, Pauses, own_shard, padded_length
 from asr.data.sentence_batches import SentenceBatches
 from asr.data.sentences import Sentences
+from asr.data.text_batches import Dealing
 
 SPEEDS = (0.9, 1.0, 1.1)
 
@@ -251,7 +252,9 @@ def test_sentences_are_dealt_out_too():
     lengths = np.random.default_rng(0).integers(1, 40, 300)
     offsets = np.concatenate([[0], lengths.cumsum()])
     sentences = Sentences(np.zeros(offsets[-1], dtype=np.uint16), offsets, np.ones(300, dtype=np.int32))
-    shards = [SentenceBatches(sentences, max_batch_tokens=200, seed=1, shard=n, num_shards=3) for n in range(3)]
+    shards = [
+        SentenceBatches(sentences, Dealing(max_batch_tokens=200, seed=1, shard=n, num_shards=3)) for n in range(3)
+    ]
     epochs = [shard.epoch(2) for shard in shards]
     assert len({len(plans) for plans in epochs}) == 1
     assert sorted(index for plans in epochs for plan in plans for index in plan.indices.tolist()) == list(range(300))

@@ -150,10 +150,8 @@ def test_the_largest_batch_is_of_the_longest_passages(text: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors, on purpose
 def test_workers_make_what_one_process_makes(text: Path) -> None:
-    batches = spelling_data.make_batches(text)
-    alone = take(batches, 6)
-    batches.num_workers = 2
-    for one, other in zip(alone, take(batches, 6), strict=True):
+    alone, together = (take(spelling_data.make_batches(text, num_workers=number), 6) for number in (0, 2))
+    for one, other in zip(alone, together, strict=True):
         assert_same(one, other)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from asr.data.sentence_batches import SentenceBatches
 from asr.data.sentences import Sentences
+from asr.data.text_batches import Dealing
 
 MAX_TOKENS = 200
 
@@ -20,8 +21,10 @@ def make_sentences(number: int = 500, *, lengths: list[int] | None = None) -> Se
     return Sentences(random.integers(2, 30, offsets[-1]).astype(np.uint16), offsets, np.ones(len(own), dtype=np.int32))
 
 
-def make_batches(sentences: Sentences, *, seed: int = 1, max_batch_tokens: int = MAX_TOKENS) -> SentenceBatches:
-    return SentenceBatches(sentences, max_batch_tokens=max_batch_tokens, seed=seed)
+def make_batches(
+    sentences: Sentences, *, seed: int = 1, max_batch_tokens: int = MAX_TOKENS, num_workers: int = 0
+) -> SentenceBatches:
+    return SentenceBatches(sentences, Dealing(max_batch_tokens=max_batch_tokens, seed=seed, num_workers=num_workers))
 
 
 def plans(batches: SentenceBatches, epoch: int) -> list[list[int]]:
@@ -92,10 +95,8 @@ def test_a_start_behind_the_last_batch_is_the_next_epoch():
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors, on purpose
 def test_workers_make_what_one_process_makes():
-    batches = make_batches(make_sentences())
-    alone = list(islice(batches.start(0, 3), 6))
-    batches.num_workers = 2
-    for (plan, one), (other_plan, other) in zip(alone, islice(batches.start(0, 3), 6), strict=True):
+    alone, together = (make_batches(make_sentences(), num_workers=number).start(0, 3) for number in (0, 2))
+    for (plan, one), (other_plan, other) in zip(islice(alone, 6), islice(together, 6), strict=True):
         assert (plan.epoch, plan.position, one.ids) == (other_plan.epoch, other_plan.position, other.ids)
         assert torch.equal(one.tokens, other.tokens)
 

@@ -16,6 +16,7 @@ from training_runs import CPU, Notes, assert_equal, folders
 from asr import checkpoint
 from asr.data.sentence_batches import SentenceBatches
 from asr.data.sentences import SentenceLoaderConfig, Sentences
+from asr.data.text_batches import Dealing
 from asr.decoding.neural_lm import sequence_log_probs
 from asr.lm_checkpoint import load_language_model
 from asr.nn.lm import LanguageModel, LanguageModelConfig
@@ -71,7 +72,7 @@ def test_ten_sentences_are_learnt_by_heart(tmp_path):
 def test_the_loss_is_the_negative_log_probability_of_all_tokens_and_ends():
     torch.manual_seed(0)
     model = tiny.randomized(LanguageModel(make_config().lm, vocab_size=6))
-    batch = SentenceBatches(make_sentences(), max_batch_tokens=1000, seed=1).largest()
+    batch = SentenceBatches(make_sentences(), Dealing(max_batch_tokens=1000, seed=1)).largest()
     loss = LanguageTask(model)(batch)
     assert loss.count == make_sentences().lengths.sum() + 10
     expected = sequence_log_probs(model, [tiny.make_tokenizer().encode(text) for text in TEXTS]).sum()
