@@ -61,13 +61,8 @@ def byte_dropout(x: Tensor, probability: float, *, marker: Tensor | None = None)
         return x
     draw = _compiled_random_bytes if torch.compiler.is_compiling() else _random_bytes
     # A byte below `dropped` becomes 0 and any other 1. Comparing would give booleans, which are slow to multiply by.
-    kept = (
-        draw((x if marker is None else marker).detach(), x.numel())
-        .view(x.shape)
-        .clamp_(dropped - 1, dropped)
-        .sub_(dropped - 1)
-        .to(x.dtype)
-    )
+    drawn = draw((x if marker is None else marker).detach(), x.numel()).view(x.shape)
+    kept = drawn.clamp_(dropped - 1, dropped).sub_(dropped - 1).to(x.dtype)
     scale = 256 / (256 - dropped)
     if x.dtype in (torch.float32, torch.float64):
         return x * kept.mul_(scale)  # one product less in the gradient

@@ -17,7 +17,7 @@ from asr.checkpoint import LoadedModel, find_model, shape
 from asr.data.dataset import encode_all
 from asr.data.manifest import Utterance
 from asr.data.passage_batches import NOTHING, PassageBatches, SpellingBatch
-from asr.data.passages import Lists, as_lists, read_passages
+from asr.data.passages import Lists, Passages, as_lists, read_passages
 from asr.data.phone_bank import PhoneBank
 from asr.data.text_batches import Dealing
 from asr.decoding.phone_runs import heard_runs
@@ -316,21 +316,7 @@ def train_speller(
     )
     validation = SpellingValidation(model, tokenizer=tokenizer, loaded=loaded, utterances=valid, encoder=encoder)
     bank = _make_bank(config, loaded, train, encoder, validation, team=team)
-    batches = PassageBatches(
-        passages,
-        bank,
-        transcripts,
-        Dealing(
-            max_batch_tokens=config.loader.max_batch_tokens,
-            seed=config.seed,
-            shard=team.rank,
-            num_shards=team.size,
-            num_workers=config.loader.num_workers,
-            pin_memory=device.type == "cuda",
-        ),
-        real_share=config.loader.real_share,
-        num_growing=config.loader.num_growing,
-    )
+    batches = _make_batches(config, passages, bank, transcripts, team=team, device=device)
     logger.info(
         "%d passages, %.2f M words; %d tokens; %.2f M parameters; on %s",
         len(passages), (passages.bounds[:, 1] - passages.bounds[:, 0]).sum() / 1e6, tokenizer.vocab_size,
@@ -387,6 +373,33 @@ def _make_bank(
         100 * validation.phone_error_rate, len(validation.references),
     )  # fmt: skip
     return PhoneBank(heard.utterances)
+
+
+def _make_batches(
+    config: SpellerTrainingConfig,
+    passages: Passages,
+    bank: PhoneBank,
+    transcripts: Sequence[Lists],
+    *,
+    team: Team,
+    device: torch.device,
+) -> PassageBatches:
+    """Deals the text out to this process."""
+    return PassageBatches(
+        passages,
+        bank,
+        transcripts,
+        Dealing(
+            max_batch_tokens=config.loader.max_batch_tokens,
+            seed=config.seed,
+            shard=team.rank,
+            num_shards=team.size,
+            num_workers=config.loader.num_workers,
+            pin_memory=device.type == "cuda",
+        ),
+        real_share=config.loader.real_share,
+        num_growing=config.loader.num_growing,
+    )
 
 
 def _start_from(model: Speller, config: SpellerTrainingConfig, tokenizer: Tokenizer) -> None:

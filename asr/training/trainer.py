@@ -160,7 +160,7 @@ class Trainer:
             checkpoint_activations(self.model)
         if config.compile:
             if device.type == "cpu":
-                logger.warning("trainer.compile=true: on a processor that takes longer than false")
+                logger.warning("trainer.compile is true, which takes longer than it saves on a processor; set it false")
             compile_blocks(self.model)
         self.shared_task = self.team.share(
             cast(nn.Module, task), sharding=config.sharding, blocks=blocks_of(self.model), device_type=device.type

@@ -83,7 +83,7 @@ def test_blocks_are_compiled_for_changing_sizes(monkeypatch):
     assert settings == {"dynamic": True, "options": {"triton.mix_order_reduction": False}}
 
 
-def test_validation_runs_as_it_is_written(tmp_path, monkeypatch):
+def test_validation_runs_as_it_is_written(tmp_path, monkeypatch, caplog):
     compile_block, graphs = nn.Module.compile, []
 
     def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
@@ -106,6 +106,7 @@ def test_validation_runs_as_it_is_written(tmp_path, monkeypatch):
     make_trainer(tmp_path / "run", task, batches=FixedBatches([batch]), validate=validate, compile=True).run()
     assert graphs
     assert all(graphs)
+    assert "trainer.compile is true, which takes longer than it saves on a processor; set it false" in caplog.messages
 
 
 def test_a_missing_compiler_is_named_with_the_ways_out(monkeypatch):
